@@ -2043,6 +2043,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'labline.rides.history': { 'labline.rides.history.Known': ('rides.history.html#known', 'labline/rides/history.py'),
                                        'labline.rides.history.Known.values': ( 'rides.history.html#known.values',
                                                                                'labline/rides/history.py'),
+                                       'labline.rides.history._event': ('rides.history.html#_event', 'labline/rides/history.py'),
                                        'labline.rides.history.begin_of': ('rides.history.html#begin_of', 'labline/rides/history.py'),
                                        'labline.rides.history.find_known': ('rides.history.html#find_known', 'labline/rides/history.py'),
                                        'labline.rides.history.look_back': ('rides.history.html#look_back', 'labline/rides/history.py'),

@@ -7,7 +7,7 @@ __all__ = ['MILLION', 'Period', 'SECONDS', 'millionths', 'step_of', 'begin_of', 
            'shrink']
 
 # %% ../../nbs/790_rides.history.ipynb #c4a6be75
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,18 +77,26 @@ def look_back(subtotals: ibis.Table, asked: ibis.Table, keys: Sequence[str], win
     keys…, `known_at`, and for each window `legs_<name>` (int64) and `mean_<name>` (float64, in the value's unit; null
     without legs). One row for each asked row.
     """
-    nothing = ibis.literal(0, "int64")
-    points = asked.select(*keys, "step").mutate(legs=nothing, total=nothing, asked=True)
-    line = subtotals.select(*keys, "step", "legs", "total").mutate(asked=False).union(points)
+    finite = {name: reach for name, reach in windows.items() if reach is not None}
+    events = [_event(asked, keys, ibis._.step, windows, (), 0), _event(subtotals, keys, ibis._.step, windows, windows, 1)]
+    events += [_event(subtotals, keys, ibis._.step + reach, windows, [name], -1) for name, reach in finite.items()]
+    line = ibis.union(*events)
+    before = ibis.cumulative_window(group_by=list(keys), order_by=["step", ibis.desc("asked")])
     values = {}
-    for name, reach in windows.items():
-        window = ibis.range_window(group_by=list(keys), order_by="step", preceding=(reach, 1))
-        values[f"legs_{name}"] = line.legs.sum().over(window).cast("int64").fill_null(0)
-        values[f"total_{name}"] = line.total.sum().over(window).cast("int64")
+    for name in windows:
+        values[f"legs_{name}"] = line[f"legs_{name}"].sum().over(before).cast("int64")
+        values[f"total_{name}"] = line[f"total_{name}"].sum().over(before).cast("int64")
     summed = line.mutate(**values).filter("asked")
     means = {f"mean_{name}": summed[f"total_{name}"] / summed[f"legs_{name}"].nullif(0) / MILLION for name in windows}
     summed = summed.mutate(known_at=begin_of(summed.step, period), **means)
     return summed.select(*keys, "known_at", *(f"{kind}_{name}" for name in windows for kind in ("legs", "mean")))
+
+
+def _event(rows: ibis.Table, keys: Sequence[str], step: ibis.Deferred, windows: Iterable[str], counted: Iterable[str], sign: int) -> ibis.Table:
+    """What happens to the running sums of `counted` at a step; the rows that are asked about count nothing."""
+    nothing = ibis.literal(0, "int64")
+    sums = {f"{kind}_{name}": (rows[kind] * sign).cast("int64") if name in counted else nothing for name in windows for kind in ("legs", "total")}
+    return rows.select(*keys, step=step.cast("int64"), asked=ibis.literal(sign == 0), **sums)
 
 # %% ../../nbs/790_rides.history.ipynb #0d0fd91f
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import ast
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -137,9 +138,10 @@ class ImportCache:
     def save(self) -> None:
         """Write what is new, at once and whole."""
         if self.changed and self.path is not None:
-            draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-            draft.write_text(json.dumps(self.entries), encoding="utf-8")
-            draft.replace(self.path)
+            with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
+                draft = Path(folder) / self.path.name
+                draft.write_text(json.dumps(self.entries), encoding="utf-8")
+                draft.replace(self.path)
 
 # %% ../../../nbs/490_notebooks.kernels.libraries.ipynb #3ee13df6
 SKIPPED_FOLDERS = {"build", "data", "dist", "runs", "mlruns", "node_modules", "site-packages", "_docs", "_proc", "__pycache__"}
