@@ -17,14 +17,15 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
-from jupyter_client.manager import KernelManager
 from machine import machine, markdown
+from nbclient import NotebookClient
 
+from labline.notebooks.client import Client
 from labline.notebooks.kernels.processes import memory_of
 from labline.notebooks.kernels.servers import server_status, servers_below
 
@@ -33,7 +34,7 @@ SIDES = ("ordinary", "labline")
 
 
 @contextmanager
-def workspace() -> Iterator[tuple[Path, KernelSpecManager]]:
+def workspace() -> Iterator[Path]:
     """A folder with two notebooks, and both kernels, which differ in nothing but the provisioner."""
     folder = Path(tempfile.mkdtemp(prefix="warm-", dir="/tmp")).resolve()
     (folder / "run").mkdir(mode=0o700)
@@ -48,33 +49,32 @@ def workspace() -> Iterator[tuple[Path, KernelSpecManager]]:
     for name, code in {"libraries": CODE, "empty": "pass"}.items():
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), folder / f"{name}.ipynb")
     try:
-        yield folder, KernelSpecManager(kernel_dirs=[str(specification.parent)], ensure_native_kernel=False)
+        yield folder
     finally:
         for path in servers_below(folder / "run" / "labline"):
             server_status(path, "stop")
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def first_cell(specifications: KernelSpecManager, folder: Path, kernel: str) -> tuple[float, KernelManager]:
-    """Seconds from the request for a kernel to the end of the first cell, as nbclient and papermill go about it; and the running kernel."""
+@contextmanager
+def first_cell(folder: Path, kernel: str, client_class: type[NotebookClient] | None = None) -> Iterator[tuple[float, NotebookClient]]:
+    """Seconds from the request for a kernel to the end of the first cell, as nbclient and papermill go about it; and the client, while the kernel runs.
+
+    An ordinary kernel is asked by nbclient's client, a warm one by the engine's, unless a class is given.
+    """
+    notebook = nbformat.read(folder / "libraries.ipynb", as_version=4)
+    chosen = client_class or {"ordinary": NotebookClient, "labline": Client}[kernel]
     begin = time.perf_counter()
-    manager = KernelManager(kernel_name=kernel, kernel_spec_manager=specifications)
-    manager.start_kernel(cwd=str(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    client = manager.blocking_client()
-    client.start_channels()
-    client.wait_for_ready(timeout=120)
-    reply = client.execute(CODE, reply=True, timeout=120)
-    seconds = time.perf_counter() - begin
-    client.stop_channels()
-    assert reply["content"]["status"] == "ok", reply["content"]
-    return seconds, manager
+    client = chosen(notebook, kernel_name=kernel, resources={"metadata": {"path": str(folder)}}, startup_timeout=120, timeout=120)
+    with client.setup_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+        client.execute_cell(notebook.cells[0], 0)
+        yield time.perf_counter() - begin, client
 
 
-def time_to_first_cell(specifications: KernelSpecManager, folder: Path, kernel: str) -> float:
+def time_to_first_cell(folder: Path, kernel: str, client_class: type[NotebookClient] | None = None) -> float:
     """Seconds as `first_cell` counts them; the kernel is ended."""
-    seconds, manager = first_cell(specifications, folder, kernel)
-    manager.shutdown_kernel(now=True)
-    return seconds
+    with first_cell(folder, kernel, client_class) as (seconds, _):
+        return seconds
 
 
 def time_of_papermill(folder: Path, kernel: str, notebook: str) -> float:
@@ -85,16 +85,14 @@ def time_of_papermill(folder: Path, kernel: str, notebook: str) -> float:
     return time.perf_counter() - begin
 
 
-def memory_of_ten(specifications: KernelSpecManager, folder: Path, kernel: str) -> float:
+def memory_of_ten(folder: Path, kernel: str) -> float:
     """Megabytes of ten kernels at the same time after the first cell; the fork server counts too."""
-    managers = [first_cell(specifications, folder, kernel)[1] for _ in range(10)]
-    processes = [manager.provisioner.pid for manager in managers]
-    if kernel == "labline":
-        processes += [status["process"] for status in map(server_status, servers_below(folder / "run" / "labline")) if status]
-    total = sum(map(memory_of, processes)) / 1e6
-    for manager in managers:
-        manager.shutdown_kernel(now=True)
-    return total
+    with ExitStack() as stack:
+        clients = [stack.enter_context(first_cell(folder, kernel))[1] for _ in range(10)]
+        processes = [client.km.provisioner.pid for client in clients]
+        if kernel == "labline":
+            processes += [status["process"] for status in map(server_status, servers_below(folder / "run" / "labline")) if status]
+        return sum(map(memory_of, processes)) / 1e6
 
 
 def taking_turns(measure: Callable[[str], float], runs: int) -> dict[str, list[float]]:
@@ -127,17 +125,18 @@ def main() -> None:
     parser.add_argument("--skip-memory", action="store_true", help="do not start ten kernels at once, which takes 4 GB")
     options = parser.parse_args()
     compile_everything()
-    with workspace() as (folder, specifications):
+    with workspace() as folder:
         begin = time.perf_counter()
-        time_to_first_cell(specifications, folder, "labline")
+        time_to_first_cell(folder, "labline")
         print(f"{machine('ipykernel', 'jupyter_client', 'papermill', 'tensorflow-cpu')}, {options.runs} runs each, in turn")
         print(f"The first kernel of all, which starts the fork server: {time.perf_counter() - begin:.1f} s\n")
-        time_to_first_cell(specifications, folder, "ordinary")
+        time_to_first_cell(folder, "ordinary")
         measured = {
-            ("kernel requested to first cell done, s", 2, "12, under 0.35 s"): lambda side: time_to_first_cell(specifications, folder, side),
+            ("kernel requested to first cell done, s", 2, "12, under 0.35 s"): lambda side: time_to_first_cell(folder, side),
+            ("the same with nbclient's own client on both sides, s", 2, ""): lambda side: time_to_first_cell(folder, side, NotebookClient),
             ("`papermill` with that cell, s", 2, "2.8"): lambda side: time_of_papermill(folder, side, "libraries"),
             ("`papermill` with an empty cell, s", 2, ""): lambda side: time_of_papermill(folder, side, "empty"),
-            ("ten kernels and the server, proportional set size, MB", 0, "2"): lambda side: memory_of_ten(specifications, folder, side),
+            ("ten kernels and the server, proportional set size, MB", 0, "2"): lambda side: memory_of_ten(folder, side),
         }
         if options.skip_memory:
             measured.popitem()
