@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,11 @@ def python(*arguments: str, cwd: Path = ROOT) -> str:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """All candidates, trained by two processes with different histories."""
+    """All candidates, trained by two processes with different histories, at the same time."""
     data = write_rides(tmp_path_factory.mktemp("rows"))
     outputs = [tmp_path_factory.mktemp("run") for _ in range(2)]
-    for output, history in zip(outputs, ("0", "11"), strict=True):
-        python("tests/training_rows.py", str(data), str(output), history, *NAMES)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda output, history: python("tests/training_rows.py", str(data), str(output), history, *NAMES), outputs, ("0", "11")))
     return outputs
 
 
