@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EVIDENCE', 'FORMAT', 'NEEDED', 'file_digest', 'file_digests', 'write_digests', 'check_files', 'Bundle']
 
-# %% ../../nbs/350_models.bundle.ipynb #1768649e
+# %% ../../nbs/350_models.bundle.ipynb #951091ab
 import hashlib
 import json
 from collections.abc import Iterable
@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 from ..data.contract import Contract
 from ..errors import ModelError, names
 
-# %% ../../nbs/350_models.bundle.ipynb #2166205e
+# %% ../../nbs/350_models.bundle.ipynb #a4942c6e
 EVIDENCE = "assets.extra"
-FORMAT = 1
-NEEDED = ("saved_model.pb", *(f"{EVIDENCE}/{name}" for name in ("contract.yaml", "samples.json", "proof.json", "lineage.json", "card.md")))
+FORMAT = 2
+NEEDED = ("saved_model.pb", *(f"{EVIDENCE}/{name}" for name in ("contract.yaml", "reference.json", "samples.json", "proof.json", "lineage.json", "card.md")))
 
-# %% ../../nbs/350_models.bundle.ipynb #0495ec89
+# %% ../../nbs/350_models.bundle.ipynb #80b3135a
 def file_digest(path: str | Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
@@ -43,7 +43,7 @@ def file_digests(folder: str | Path, without: Iterable[str] = (f"{EVIDENCE}/dige
     paths = {path.relative_to(folder).as_posix(): path for path in Path(folder).rglob("*") if path.is_file()}
     return {name: file_digest(paths[name]) for name in sorted(paths) if name not in skipped}
 
-# %% ../../nbs/350_models.bundle.ipynb #aa85b7a5
+# %% ../../nbs/350_models.bundle.ipynb #74eba3f9
 def write_digests(folder: str | Path, name: str) -> str:
     """Seal a bundle: write `digests.json` over all its files, and return the digest of that list.
 
@@ -56,7 +56,7 @@ def write_digests(folder: str | Path, name: str) -> str:
     path.write_text(json.dumps({"format": FORMAT, "name": name, "files": file_digests(folder)}, indent=1) + "\n", encoding="utf-8")
     return file_digest(path)
 
-# %% ../../nbs/350_models.bundle.ipynb #e5f82f80
+# %% ../../nbs/350_models.bundle.ipynb #e3e0ec53
 def check_files(folder: str | Path) -> dict[str, Any]:
     """The content of `digests.json`, after every file of the bundle was held against it.
 
@@ -81,7 +81,7 @@ def check_files(folder: str | Path) -> dict[str, Any]:
         raise ModelError(f"files do not belong to the bundle: {names(added, 5)}", remedy="Take them out of the folder", where=str(folder))
     return sealed
 
-# %% ../../nbs/350_models.bundle.ipynb #ad5ba053
+# %% ../../nbs/350_models.bundle.ipynb #64d0db6e
 def _sealed(path: Path) -> dict[str, Any]:
     where = str(path.parent.parent)
     try:
@@ -98,7 +98,7 @@ def _sealed(path: Path) -> dict[str, Any]:
         raise ModelError("`digests.json` names files outside the bundle", remedy="Do not use this bundle", where=where)
     return sealed
 
-# %% ../../nbs/350_models.bundle.ipynb #4cd7aa14
+# %% ../../nbs/350_models.bundle.ipynb #2ec252a5
 @dataclass(frozen=True)
 class Bundle:
     """A release bundle whose files have been checked.
@@ -108,32 +108,40 @@ class Bundle:
     path : the folder, which is a SavedModel.
     name, digest : the model's name, and SHA-256 over the list of digests, which names the content.
     contract : what a request must look like.
+    reference : what the training rows looked like, see `labline.models.reference`.
     samples : `instances` and their `predictions`, in TensorFlow Serving's row format.
     proof, lineage, card : what a fresh process found, where the model comes from, and the model card in Markdown.
+    verify : what was found when all ways to an answer were compared; None in a draft.
     """
 
     path: Path
     name: str
     digest: str
     contract: Contract
+    reference: dict[str, Any]
     samples: dict[str, Any]
     proof: dict[str, Any]
     lineage: dict[str, Any]
     card: str
+    verify: dict[str, Any] | None
 
     @classmethod
-    def load(cls, path: str | Path) -> "Bundle":
-        """Check and open a bundle.
+    def load(cls, path: str | Path, draft: bool = False) -> "Bundle":
+        """Check and open a bundle; a draft only where `draft` is true.
 
         Raises
         ------
-        ModelError : it is no bundle, not complete, or not as it was packaged.
+        ModelError : it is no bundle, not complete, not as it was packaged, or a draft.
         """
         sealed = check_files(path)
         evidence = Path(path, EVIDENCE)
-        samples, proof, lineage = (json.loads((evidence / f"{part}.json").read_text(encoding="utf-8")) for part in ("samples", "proof", "lineage"))
+        verified = f"{EVIDENCE}/verify.json" in sealed["files"]
+        if not (verified or draft):
+            raise ModelError("the bundle was never verified: it has no `verify.json`", remedy="Run `dvc repro package`, which verifies it", where=str(path))
+        parts = {part: json.loads((evidence / f"{part}.json").read_bytes()) for part in ("reference", "samples", "proof", "lineage")}
+        parts["verify"] = json.loads((evidence / "verify.json").read_bytes()) if verified else None
         contract, card = Contract.load(evidence / "contract.yaml"), (evidence / "card.md").read_text(encoding="utf-8")
-        return cls(Path(path), sealed["name"], file_digest(evidence / "digests.json"), contract, samples, proof, lineage, card)
+        return cls(path=Path(path), name=sealed["name"], digest=file_digest(evidence / "digests.json"), contract=contract, card=card, **parts)
 
     @property
     def asof_files(self) -> dict[str, Path]:

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PROGRAM', 'sample_requests', 'answer', 'fresh_answers', 'prove', 'asof_files', 'build_bundle']
 
-# %% ../../nbs/360_models.packaging.ipynb #9f3d6e62
+# %% ../../nbs/360_models.packaging.ipynb #e8ef3714
 import json
 import math
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ import tensorflow as tf
 
 from ..data.contract import Contract, model_value
 from ..errors import DataError, ModelError
-from .bundle import EVIDENCE, Bundle, write_digests
+from .bundle import EVIDENCE, Bundle, check_files, write_digests
 from .robustness import UNSEEN
 
-# %% ../../nbs/360_models.packaging.ipynb #f19a2ccf
+# %% ../../nbs/360_models.packaging.ipynb #e5a8798b
 def sample_requests(rows: pd.DataFrame, contract: Contract, size: int = 100) -> list[dict[str, str | float]]:
     """Raw rows in TensorFlow Serving's row format; the last two with every value missing, and with every category unseen.
 
@@ -50,7 +50,7 @@ def sample_requests(rows: pd.DataFrame, contract: Contract, size: int = 100) -> 
 def _json_value(value: Any, column: Any) -> str | float:
     return model_value(None if pd.isna(value) else value, column)
 
-# %% ../../nbs/360_models.packaging.ipynb #7c99c52f
+# %% ../../nbs/360_models.packaging.ipynb #842d6e84
 def answer(model: str | Path, samples: list[dict[str, str | float]]) -> list[dict[str, float]]:
     """The answers of a SavedModel's signature `serving_default` to all samples in one call.
 
@@ -77,7 +77,7 @@ def answer(model: str | Path, samples: list[dict[str, str | float]]) -> list[dic
             raise ModelError("the model gives no number for a sample", found=row, remedy="Train the champion again", where=f"rows[{place}]")
     return answers
 
-# %% ../../nbs/360_models.packaging.ipynb #8d81cdc5
+# %% ../../nbs/360_models.packaging.ipynb #f2351696
 PROGRAM = """
 import json, sys
 import tensorflow as tf
@@ -120,7 +120,7 @@ def fresh_answers(model: str | Path, samples: str | Path, seconds: float = 300) 
     together, single = json.loads(lines[-1].removeprefix("ANSWERS "))
     return together, single
 
-# %% ../../nbs/360_models.packaging.ipynb #e3995ad7
+# %% ../../nbs/360_models.packaging.ipynb #351b5447
 def prove(expected: list[dict[str, float]], together: list[dict[str, float]], single: list[dict[str, float]], tolerance: float = 1e-5) -> dict[str, Any]:
     """The proof as a mapping: how many rows were compared and are equal.
 
@@ -144,17 +144,17 @@ def prove(expected: list[dict[str, float]], together: list[dict[str, float]], si
     same = sum(wanted == given for wanted, given in zip(expected, together, strict=True))
     return {"process": "fresh", "rows": len(expected), "equal": True, "tolerance": tolerance, "identical_rows": same, "compared": ["together", "one by one"]}
 
-# %% ../../nbs/360_models.packaging.ipynb #78ccb4ee
+# %% ../../nbs/360_models.packaging.ipynb #91298eca
 def asof_files(folder: str | Path) -> dict[str, Path]:
     """The parquet files of a folder by name, in alphabetical order; none where the case looks nothing up."""
     return {path.stem: path for path in sorted(Path(folder).glob("*.parquet"))}
 
-# %% ../../nbs/360_models.packaging.ipynb #de0a2b21
+# %% ../../nbs/360_models.packaging.ipynb #7dfb8bc5
 def build_bundle(
-    destination: str | Path, model: str | Path, contract: str | Path, samples: list[dict[str, str | float]], *,
-    lineage: Mapping[str, Any], card: str, asof: Mapping[str, str | Path],
+    destination: str | Path, model: str | Path, contract: str | Path, samples: list[dict[str, str | float]], *, reference: Mapping[str, Any],
+    lineage: Mapping[str, Any], card: str, asof: Mapping[str, str | Path], verify: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Bundle:
-    """Make a release bundle, prove it in a fresh process, and seal it.
+    """Make a release bundle, prove it in a fresh process, verify it, and seal it.
 
     Parameters
     ----------
@@ -162,36 +162,50 @@ def build_bundle(
     model : folder of the SavedModel.
     contract : the file `contract.yaml`.
     samples : sample requests, see `sample_requests`.
+    reference : what the training rows looked like, see `labline.models.reference`.
     lineage : where the model comes from, as plain values.
     card : the model card in Markdown.
     asof : name → parquet file of each as-of table.
+    verify : takes the folder of the sealed draft, named by the version, and returns the content of `verify.json`, or raises; it must leave the folder as it is.
 
     Raises
     ------
-    ModelError : the model does not take the raw row, or a fresh process does not give the same answers.
+    ModelError : the model does not take the raw row, or a fresh process does not give the same answers; and whatever `verify` raises.
     """
     destination = Path(destination)
-    partial = destination.with_name(f".{destination.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    scratch = destination.with_name(f".{destination.name}.partial")
+    partial = scratch / destination.name
+    shutil.rmtree(scratch, ignore_errors=True)
     try:
-        evidence = partial / EVIDENCE
         shutil.copytree(model, partial)
-        (evidence / "asof").mkdir(parents=True)
-        for name, path in sorted(asof.items()):
-            shutil.copyfile(path, evidence / "asof" / f"{name}.parquet")
-        shutil.copyfile(contract, evidence / "contract.yaml")
-        (evidence / "card.md").write_text(card, encoding="utf-8")
-        _write_json(evidence / "lineage.json", lineage)
+        _collect(partial, contract, asof, card, {"reference": reference, "lineage": lineage})
         answers = answer(partial, samples)
-        _write_json(evidence / "samples.json", {"signature_name": "serving_default", "instances": samples, "predictions": answers})
-        _write_json(evidence / "proof.json", prove(answers, *fresh_answers(partial, evidence / "samples.json")))
-        write_digests(partial, Contract.load(contract).model)
+        _write_json(partial, "samples", {"signature_name": "serving_default", "instances": samples, "predictions": answers})
+        _write_json(partial, "proof", prove(answers, *fresh_answers(partial, partial / EVIDENCE / "samples.json")))
+        name = Contract.load(contract).model
+        write_digests(partial, name)
+        if verify is not None:
+            result = verify(partial)
+            check_files(partial)
+            _write_json(partial, "verify", result)
+            write_digests(partial, name)
         shutil.rmtree(destination, ignore_errors=True)
         partial.replace(destination)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return Bundle.load(destination)
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Bundle.load(destination, draft=verify is None)
 
-# %% ../../nbs/360_models.packaging.ipynb #2b86d85a
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+# %% ../../nbs/360_models.packaging.ipynb #32688eaf
+def _collect(folder: Path, contract: str | Path, asof: Mapping[str, str | Path], card: str, records: Mapping[str, Mapping[str, Any]]) -> None:
+    evidence = folder / EVIDENCE
+    (evidence / "asof").mkdir(parents=True)
+    for name, path in sorted(asof.items()):
+        shutil.copyfile(path, evidence / "asof" / f"{name}.parquet")
+    shutil.copyfile(contract, evidence / "contract.yaml")
+    (evidence / "card.md").write_text(card, encoding="utf-8")
+    for name, content in records.items():
+        _write_json(folder, name, content)
+
+
+def _write_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
+    (folder / EVIDENCE / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
