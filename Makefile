@@ -1,7 +1,7 @@
 # Labline: from a fresh clone to a champion. `make help` lists the targets.
 
 .DEFAULT_GOAL := line
-.PHONY: line setup data test lab bench readme notebooks export clean-notebooks lock clean distclean help
+.PHONY: line setup data test lab serve bench readme notebooks export clean-notebooks lock clean distclean help
 MAKEFLAGS += --no-print-directory
 
 # Programs of the environment come first, for make itself and for the stages that DVC starts.
@@ -47,6 +47,10 @@ test: setup data  ## Check notebooks, package, README, style, types; run the not
 
 lab: setup  ## Open JupyterLab here, with its kernel, git and notebook differences.
 	@jupyter lab --notebook-dir . $(browser) $(root_user)
+
+# ARGUMENTS="--port 9000 --workers 2" goes to the command as it is.
+serve: setup  ## Serve the champion on http://127.0.0.1:8501 until Ctrl-C; ARGUMENTS=… for options.
+	@labline serve $(ARGUMENTS)
 
 bench: setup data  ## Run the benchmarks; each prints a table and what it ran on.
 	@for script in benchmarks/[a-z]*.py; do \
