@@ -81,10 +81,10 @@ def predictions(rows: pd.DataFrame, knows_depots: bool) -> pd.DataFrame:
     return kept.assign(low=hours - 4, high=hours + 4)
 
 
-def empty_notebook(path: Path) -> None:
+def empty_notebook(path: Path, parameters: str = "seed: int = 7") -> None:
     """An executed notebook of a stage that is not run here."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["seed: int = 7"], "outputs": [], "execution_count": None, "id": "a"}
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": [parameters], "outputs": [], "execution_count": None, "id": "a"}
     path.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
 
 
@@ -108,8 +108,8 @@ def make_workspace(folder: Path) -> Path:
         Rule(knows_depots).export(folder / f"build/train/{candidate}/model")
         predictions(parts["validation"], knows_depots).to_parquet(folder / f"build/train/{candidate}/predictions.parquet", index=False)
         empty_notebook(folder / f"build/train/{candidate}/train.ipynb")
-    for stage in ("validate", "prepare"):
-        empty_notebook(folder / f"build/{stage}/{stage}.ipynb")
+    empty_notebook(folder / "build/validate/validate.ipynb")
+    empty_notebook(folder / "build/prepare/prepare.ipynb", 'builder: str = "labline.data.features"')
     return folder
 
 

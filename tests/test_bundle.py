@@ -17,7 +17,7 @@ from labline.models.bundle import Bundle
 from labline.models.packaging import build_bundle, sample_requests
 from labline.operations.lineage import git_state, lineage
 
-PARTS = {"lineage": {"git": {"commit": None, "reason": "a test"}}, "card": "# Model card\n", "asof": {}}
+PARTS = {"reference": {"rows": 0, "columns": {}}, "lineage": {"git": {"commit": None, "reason": "a test"}}, "card": "# Model card\n", "asof": {}}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_the_stage_makes_a_bundle_in_the_layout_of_tensorflow_serving(bundle: Pa
     """The model's files at the top, the evidence where a server ignores it."""
     names = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     model = {"saved_model.pb", "fingerprint.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"}
-    evidence = ("contract.yaml", "samples.json", "proof.json", "lineage.json", "card.md", "digests.json", "asof/usual.parquet")
+    evidence = ("contract.yaml", "reference.json", "samples.json", "proof.json", "verify.json", "lineage.json", "card.md", "digests.json", "asof/usual.parquet")
     assert names == model | {f"assets.extra/{name}" for name in evidence}
     assert not [path for path in bundle.parent.iterdir() if path.name != "1"]
 
@@ -54,7 +54,7 @@ def test_the_samples_are_answered_alike_by_a_process_without_this_package(bundle
 
 def test_the_samples_hold_the_rows_that_servers_get_wrong(bundle: Path) -> None:
     """All missing, and all categories unseen."""
-    samples = Bundle.load(bundle).samples["instances"]
+    samples = Bundle.load(bundle, draft=True).samples["instances"]
     assert samples[-2]["depot"] == ""
     assert samples[-2]["weight"] != samples[-2]["weight"]
     assert samples[-1]["depot"] not in ("D1", "D2", "D3", "")
@@ -63,7 +63,7 @@ def test_the_samples_hold_the_rows_that_servers_get_wrong(bundle: Path) -> None:
 
 def test_a_bundle_is_opened_with_everything_in_it(bundle: Path) -> None:
     """Contract, as-of tables, lineage and card."""
-    opened = Bundle.load(bundle)
+    opened = Bundle.load(bundle, draft=True)
     assert opened.name == "door"
     assert list(opened.contract.row) == ["sent_at", "depot", "weight", "fragile", "usual_hours"]
     assert opened.asof()["usual"].num_rows == 3
@@ -74,9 +74,50 @@ def test_a_bundle_is_opened_with_everything_in_it(bundle: Path) -> None:
     assert opened.card.startswith("# Model card: `door`")
 
 
+def test_the_reference_says_what_the_training_rows_looked_like(bundle: Path) -> None:
+    """Of the training rows alone, and of each column of the raw row."""
+    seen = Bundle.load(bundle, draft=True).reference
+    train = pd.read_parquet(bundle.parents[3] / "build/prepare/train.parquet")
+    assert seen["rows"] == len(train)
+    assert list(seen["columns"]) == ["sent_at", "depot", "weight", "fragile", "usual_hours"]
+    assert seen["columns"]["sent_at"]["latest"] == train["sent_at"].max().isoformat()
+    assert list(seen["columns"]["depot"]["categories"]) == ["D1", "D2", "D3"]
+    assert seen["columns"]["weight"]["max"] == train["weight"].max()
+    assert seen["columns"]["weight"]["missing"] == pytest.approx(train["weight"].isna().mean(), abs=1e-6)
+
+
+def test_only_a_verified_bundle_is_a_release(tmp_path: Path) -> None:
+    """A draft opens for those who ask for it; a verification that fails leaves nothing; one that passes is sealed in."""
+    (tmp_path / "contract.yaml").write_text(CONTRACT)
+    Rule(knows_depots=True).export(tmp_path / "model")
+    samples = sample_requests(parcels(50), Contract.load(tmp_path / "contract.yaml"), 10)
+    seen: list[Path] = []
+
+    def verify(folder: Path) -> dict[str, object]:
+        seen.append(folder)
+        assert Bundle.load(folder, draft=True).verify is None
+        return {"rows": 10}
+
+    def refuse(folder: Path) -> dict[str, object]:
+        raise ModelError("REST answers otherwise", remedy="Mend it")
+
+    def build(**options: Callable[[Path], dict[str, object]]) -> Bundle:
+        return build_bundle(tmp_path / "door/1", tmp_path / "model", tmp_path / "contract.yaml", samples, **PARTS, **options)
+
+    assert build().verify is None
+    with pytest.raises(ModelError, match="never verified.*`dvc repro package`"):
+        Bundle.load(tmp_path / "door/1")
+    assert build(verify=verify).verify == Bundle.load(tmp_path / "door/1").verify == {"rows": 10}
+    assert seen[0].name == "1"
+    with pytest.raises(ModelError, match="REST answers otherwise"):
+        build(verify=refuse)
+    assert Bundle.load(tmp_path / "door/1").verify == {"rows": 10}
+    assert [path.name for path in (tmp_path / "door").iterdir()] == ["1"]
+
+
 def test_a_bundle_without_repository_says_why_it_names_no_commit(bundle: Path) -> None:
     """And no data version."""
-    origin = Bundle.load(bundle).lineage
+    origin = Bundle.load(bundle, draft=True).lineage
     assert origin["git"]["commit"] is None
     assert "repository" in origin["git"]["reason"]
     assert origin["data"]["md5"] is None
@@ -84,9 +125,9 @@ def test_a_bundle_without_repository_says_why_it_names_no_commit(bundle: Path) -
 
 def test_packaged_twice_it_has_the_same_digest(bundle: Path, run_stage: Callable[..., Path]) -> None:
     """To the byte; the executed notebooks are the same, because only this stage runs again."""
-    before = Bundle.load(bundle).digest
+    before = Bundle.load(bundle, draft=True).digest
     run_stage(bundle.parents[3], "package", samples=20)
-    assert Bundle.load(bundle).digest == before
+    assert Bundle.load(bundle, draft=True).digest == before
 
 
 @pytest.mark.parametrize(
@@ -105,7 +146,7 @@ def test_a_damaged_or_foreign_bundle_is_refused_by_name(bundle: Path, tmp_path: 
     shutil.copytree(bundle, copy)
     damage(copy)
     with pytest.raises(ModelError, match="Copy|Take|Give") as caught:
-        Bundle.load(copy)
+        Bundle.load(copy, draft=True)
     assert expected in str(caught.value)
 
 
@@ -123,17 +164,17 @@ def test_a_full_disk_leaves_the_older_bundle(bundle: Path, tmp_path: Path, monke
     """Nothing half-written is taken for good."""
     destination = tmp_path / "door/1"
     shutil.copytree(bundle, destination)
-    before = Bundle.load(destination).digest
+    before = Bundle.load(destination, draft=True).digest
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("labline.models.packaging.write_digests", full)
-    samples = Bundle.load(bundle).samples["instances"]
+    samples = Bundle.load(bundle, draft=True).samples["instances"]
     with pytest.raises(OSError, match="No space left"):
         build_bundle(destination, bundle.parents[3] / "build/train/tree/model", bundle.parents[3] / "contract.yaml", samples, **PARTS)
     assert [path.name for path in destination.parent.iterdir()] == ["1"]
-    assert Bundle.load(destination).digest == before
+    assert Bundle.load(destination, draft=True).digest == before
 
 
 def test_the_commit_is_the_last_one_that_changed_what_the_line_reads(tmp_path: Path) -> None:
