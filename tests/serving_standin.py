@@ -183,9 +183,9 @@ def served(service: Service, idle_seconds: float = 75.0) -> Iterator[tuple[Serve
     port = bound.getsockname()[1]
     thread.start()
     try:
-        assert started.wait(10)
+        assert started.wait(90)
         yield server, port
     finally:
         server.stop()
-        thread.join(10)
+        thread.join(90)
         assert not thread.is_alive()

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -51,7 +52,7 @@ class Served:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json", **(headers or {})}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as reply:
+            with urllib.request.urlopen(request, timeout=120) as reply:
                 return reply.status, read(reply.read())
         except urllib.error.HTTPError as problem:
             with problem:
@@ -131,8 +132,8 @@ class Counted:
     broken: int = 0
 
 
-async def send(port: int, body: bytes, connections: int, most: int, seconds: float, counted: Counted) -> None:
-    """Keep connections busy, each with one request under way, until `most` requests were sent or the time is up."""
+async def send(port: int, body: bytes, connections: int, most: int, seconds: float, counted: Counted, over: threading.Event) -> None:
+    """Keep connections busy, each with one request under way, until `most` requests were sent, the time is up, or it is over."""
     end = time.monotonic() + seconds
     head = f"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
 
@@ -142,7 +143,7 @@ async def send(port: int, body: bytes, connections: int, most: int, seconds: flo
         except OSError:
             return
         try:
-            while counted.sent < most and time.monotonic() < end:
+            while counted.sent < most and time.monotonic() < end and not over.is_set():
                 counted.sent += 1
                 writer.write(head + body)
                 lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -163,10 +164,12 @@ async def send(port: int, body: bytes, connections: int, most: int, seconds: flo
     await asyncio.gather(*(one() for _ in range(connections)))
 
 
-def load(service: Served, connections: int = 32, most: int = 1_000_000, seconds: float = 2.0, row: dict[str, Any] | None = None) -> Counted:
+def load(
+    service: Served, connections: int = 32, most: int = 1_000_000, seconds: float = 2.0, row: dict[str, Any] | None = None, over: threading.Event | None = None
+) -> Counted:
     """Put load on a server and count; blocks until it is over."""
     counted = Counted()
-    asyncio.run(send(service.port, json.dumps(row or ROW).encode(), connections, most, seconds, counted))
+    asyncio.run(send(service.port, json.dumps(row or ROW).encode(), connections, most, seconds, counted, over or threading.Event()))
     return counted
 
 

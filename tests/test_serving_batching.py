@@ -32,7 +32,7 @@ class Gate:
     def __call__(self, jobs: list[Job]) -> list[str]:
         self.batches.append([job.text for job in jobs])
         self.entered.set()
-        assert self.open.wait(20)
+        assert self.open.wait(90)
         return [job.text.upper() for job in jobs]
 
     async def reached(self) -> None:
@@ -49,7 +49,7 @@ def gate() -> Iterator[Gate]:
 
 
 def run(test: Callable[[], Awaitable[Any]]) -> Any:
-    return asyncio.run(asyncio.wait_for(test(), 30))
+    return asyncio.run(asyncio.wait_for(test(), 120))
 
 
 def start(batcher: Batcher, *jobs: Job) -> "list[asyncio.Task[Any]]":
@@ -388,7 +388,7 @@ def test_the_loop_may_end_while_the_work_goes_on(gate: Gate) -> None:
     run(leave)
     gate.open.set()
     for thread in workers() - before:
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 

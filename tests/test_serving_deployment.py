@@ -496,7 +496,7 @@ def test_a_follower_does_what_another_process_did(served: tuple[Hosted, Deployme
         assert hosted.shadow is None
         task.cancel()
 
-    asyncio.run(asyncio.wait_for(story(), 60))
+    asyncio.run(asyncio.wait_for(story(), 240))
     assert [standing.live.version for standing in told] == [1, 1, 2, 1]
 
 

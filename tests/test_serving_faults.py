@@ -33,7 +33,7 @@ def difficult(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(difficult: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A service that several tests ask, with a short time for each request."""
-    with served(tmp_path_factory.mktemp("service"), difficult, request_seconds=1.5, when_log_fails="refuse") as service:
+    with served(tmp_path_factory.mktemp("service"), difficult, request_seconds=6, when_log_fails="refuse") as service:
         yield service
 
 
@@ -44,10 +44,10 @@ def logged(path: Path) -> set[str]:
         return {name for (name,) in connection.execute("SELECT id FROM predictions")}
 
 
-def beside(service: Served, seconds: float, connections: int = 16) -> tuple[threading.Thread, Counted]:
+def beside(service: Served, seconds: float, connections: int = 16, over: threading.Event | None = None) -> tuple[threading.Thread, Counted]:
     """Put load on a server in a thread; what it counts is whole when the thread has ended."""
     found = Counted()
-    thread = threading.Thread(target=lambda: found.__dict__.update(load(service, connections, seconds=seconds).__dict__))
+    thread = threading.Thread(target=lambda: found.__dict__.update(load(service, connections, seconds=seconds, over=over).__dict__))
     thread.start()
     return thread, found
 
@@ -59,7 +59,7 @@ def test_sigterm_under_load_loses_nothing(releases: list[Path], tmp_path: Path) 
         time.sleep(1.0)
         assert service.stop(signal.SIGTERM) == 0
         thread.join()
-    assert len(found.ids) > 100 and set(found.refused) <= {503}
+    assert len(found.ids) > 20 and set(found.refused) <= {503}
     assert len(set(found.ids)) == len(found.ids) and set(found.ids) <= logged(service.log)
     assert found.sent == len(found.ids) + sum(found.refused.values()) + found.broken
     assert len(logged(service.log)) <= len(found.ids) + found.broken
@@ -72,7 +72,7 @@ def test_sigkill_under_load_leaves_every_answer_in_the_log(releases: list[Path],
         time.sleep(1.0)
         os.killpg(service.process.pid, signal.SIGKILL)
         thread.join()
-    assert len(found.ids) > 100 and found.broken > 0
+    assert len(found.ids) > 20 and found.broken > 0
     assert set(found.ids) <= logged(service.log)
     with served(tmp_path / "service", releases[0]) as again:
         assert len(load(again, 1, most=1).ids) == 1
@@ -87,7 +87,7 @@ def test_a_log_that_is_gone_refuses_and_comes_back(releases: list[Path], tmp_pat
         found = load(service, 4, seconds=0.5)
         assert set(found.refused) == {503} and found.broken == 0
         resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        until(lambda: service.ask("/predict", ROW)[0] == 200, 10, service)
+        until(lambda: service.ask("/predict", ROW)[0] == 200, 60, service)
         after = load(service, 4, seconds=0.3)
         assert after.ids and not after.refused
         assert {*found.ids, *after.ids} <= logged(service.log)
@@ -132,20 +132,24 @@ def test_a_model_that_hangs_is_given_up(service: Served) -> None:
     """Its request ends with 504 when the time is up, and the next one is answered."""
     status, answer = service.ask("/predict", {**ROW, "zone": "hang"})
     assert status == 504 and "time" in str(answer)
-    until(lambda: service.ask("/predict", ROW)[0] == 200, 10, service)
+    until(lambda: service.ask("/predict", ROW)[0] == 200, 60, service)
     assert service.ask("/healthz")[0] == 200
 
 
 def test_swaps_under_load_fail_no_request(releases: list[Path], tmp_path: Path) -> None:
     """Six changes to and fro, the last a rollback; every answer is one of the releases'."""
     with served(tmp_path / "service", releases[0], folders=str(releases[0].parents[1])) as service:
-        thread, found = beside(service, 6.0)
+        over = threading.Event()
+        thread, found = beside(service, 300, over=over)
         for turn in range(5):
             status, report = service.ask("/releases", {"folder": str(releases[(turn + 1) % 2])})
+            if status != 200:
+                over.set()
             assert status == 200, report
         status, report = service.ask("/rollback", {})
-        assert status == 200, report
+        over.set()
         thread.join()
+        assert status == 200, report
         assert found.ids and not found.refused and found.broken == 0
         assert set(found.ids) == logged(service.log) and len(set(found.ids)) == len(found.ids)
         with sqlite3.connect(service.log) as connection:

@@ -299,7 +299,7 @@ def receive(connection: socket.socket, count: int = 1) -> list[Answer]:
 
 @contextlib.contextmanager
 def connected(port: int) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         yield connection
 
 
@@ -377,7 +377,7 @@ def test_clients_that_vanish_leave_nothing(service: Service) -> None:
         with connected(port) as connection:
             connection.sendall(request())
             assert receive(connection)[0].status == 200
-        until = time.monotonic() + 5
+        until = time.monotonic() + 60
         while (server.server_state.connections or server.server_state.tasks) and time.monotonic() < until:
             time.sleep(0.01)
         assert server.server_state.connections == set() == server.server_state.tasks
@@ -440,7 +440,7 @@ def test_nothing_is_lost_at_the_end(tmp_path: Path) -> None:
     port, counts, lost = int(process.stdout.readline()), [0] * 8, []
 
     def load(place: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         while not lost:
             try:
                 if connection.sock is None:
@@ -459,7 +459,7 @@ def test_nothing_is_lost_at_the_end(tmp_path: Path) -> None:
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     for thread in threads:
-        thread.join(20)
-    answered, closed = process.communicate(timeout=20)[0].split()
+        thread.join(120)
+    answered, closed = process.communicate(timeout=180)[0].split()
     assert (lost, process.returncode, closed) == ([], 0, "True")
     assert sum(counts) == int(answered) > 0

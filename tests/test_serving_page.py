@@ -172,7 +172,7 @@ def browser(folder: Path, url: str) -> Iterator[Callable[[str], Any]]:
     command = [str(CHROMIUM), *FLAGS.split(), "--remote-debugging-port=0", f"--user-data-dir={folder}", url]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        until, pages = time.monotonic() + 30, []
+        until, pages = time.monotonic() + 90, []
         while not pages and time.monotonic() < until:
             time.sleep(0.05)
             with contextlib.suppress(OSError, IndexError):
@@ -180,7 +180,7 @@ def browser(folder: Path, url: str) -> Iterator[Callable[[str], Any]]:
                 found = json.loads(urllib.request.urlopen(f"http://127.0.0.1:{port}/json").read())
                 pages = [page for page in found if page["type"] == "page" and page["url"].startswith(url)]
         numbers = itertools.count(1)
-        with contextlib.closing(websocket.create_connection(pages[0]["webSocketDebuggerUrl"], timeout=30, suppress_origin=True)) as connection:
+        with contextlib.closing(websocket.create_connection(pages[0]["webSocketDebuggerUrl"], timeout=90, suppress_origin=True)) as connection:
 
             def evaluate(expression: str) -> Any:
                 number, parameters = next(numbers), {"expression": expression, "awaitPromise": True, "returnByValue": True}
@@ -192,12 +192,12 @@ def browser(folder: Path, url: str) -> Iterator[Callable[[str], Any]]:
             yield evaluate
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(90)
 
 
 def becomes(evaluate: Callable[[str], Any], expression: str, wanted: Any) -> None:
     """Wait until an expression has a value."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 90
     while (value := evaluate(expression)) != wanted:
         assert time.monotonic() < until, (expression, value)
         time.sleep(0.02)

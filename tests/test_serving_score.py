@@ -184,7 +184,7 @@ def test_a_killed_run_goes_on_without_a_double_or_missing_row(
     output, parts = tmp_path / "scores.parquet", tmp_path / "scores.parts" / "parts.jsonl"
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(bundles[1]), str(source), str(output)])
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while not (parts.is_file() and parts.read_bytes().count(b"\n") > 4) and child.poll() is None and time.monotonic() < until:
             time.sleep(0.01)
     finally:
