@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -395,6 +396,7 @@ def test_tables_are_replaced_between_two_batches(offline: tuple[pd.DataFrame, di
         while not ended.is_set():
             columns = completer.fill(sent).rows.columns
             seen.add(str([columns["from_latitude"], columns["to_latitude"]]))
+            time.sleep(0.001)  # as a service that waits for requests; without, the other thread may starve
 
     thread = threading.Thread(target=fill)
     thread.start()

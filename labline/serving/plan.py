@@ -18,6 +18,7 @@ import pyarrow as pa
 from ..data import finding, vectors
 from ..data.builders import ROWS
 from ..data.operations import GREATEST, LEAST, Steps, Unplannable, constant, conversion, operation
+
 from ..data.vectors import Vector
 
 # %% ../../nbs/594_serving.plan.ipynb #3fdb78b1
@@ -60,6 +61,9 @@ class Planner:
             return self.inputs.setdefault(name, self.steps.place(("row", name), varying=True))
         if isinstance(relation, ops.JoinReference):
             return self._taken(self.column(relation.parent, name), self.places[relation])
+        if isinstance(relation, ops.Project) and all(isinstance(value, ops.Field) for value in relation.values.values()):
+            chosen = relation.values[name]
+            return self.column(chosen.rel, chosen.name)
         if not self.moves(relation):
             return self.fixed.setdefault(relation, {}).setdefault(name, self.steps.place((relation, name)))
         if isinstance(relation, ops.Project):
@@ -220,8 +224,11 @@ class Plan:
         if not self._planner.keeps_rows(expression.op()):
             raise Unplannable("an expression that does not keep the rows")
         self._results = {name: self._planner.column(expression.op(), name) for name in expression.columns}
-        self._queries = [(relation.to_expr().select(*names), list(names.values())) for relation, names in self._planner.fixed.items()]
-        self._texts = [str(ibis.to_sql(query, dialect="duckdb")) for query, _ in self._queries]
+        self._queries = {
+            relation: str(ibis.to_sql(relation.to_expr().select(*names), dialect="duckdb"))
+            for relation, names in self._planner.fixed.items()
+            if not isinstance(relation, ops.DatabaseTable)
+        }
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -232,20 +239,26 @@ class Plan:
         """The plan with as-of tables, whose columns are those that it was made for."""
         steps = self._planner.steps
         results: list[Any] = [steps.given.get(place) for place in range(steps.count)]
-        with duckdb.connect(":memory:", config={"threads": 1, "autoinstall_known_extensions": "false"}) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            for name, table in tables.items():
-                connection.register(name, table)
-            for (query, places), text in zip(self._queries, self._texts, strict=True):
-                arrow: Any = connection.sql(text).to_arrow_table()
-                answer = arrow.cast(query.schema().to_pyarrow())
-                for place, column in zip(places, answer.columns, strict=True):
-                    results[place] = vectors.from_arrow(column)
+        answers = _ask(self._queries, tables)
+        for relation, places in self._planner.fixed.items():
+            answer = tables[relation.name] if isinstance(relation, ops.DatabaseTable) else answers[relation]
+            for name, place in places.items():
+                results[place] = vectors.from_arrow(answer[name].cast(relation.schema[name].to_pyarrow()))
         with np.errstate(all="ignore"):
             for function, arguments, place in steps.steps:
                 if place not in steps.varying:
                     results[place] = function(*[results[argument] for argument in arguments])
         return BoundPlan(self._planner.inputs, [step for step in steps.steps if step[2] in steps.varying], results, self._results)
+
+
+def _ask(queries: Mapping[ops.Relation, str], tables: Mapping[str, pa.Table]) -> dict[ops.Relation, pa.Table]:
+    if not queries:
+        return {}
+    with duckdb.connect(":memory:", config={"threads": 1, "autoinstall_known_extensions": "false"}) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        for name, table in tables.items():
+            connection.register(name, table)
+        return {relation: connection.sql(query).to_arrow_table() for relation, query in queries.items()}
 
 # %% ../../nbs/594_serving.plan.ipynb #551ce86f
 class BoundPlan:
