@@ -86,7 +86,7 @@ class Answering:
         values = {"minutes": minutes, "minutes_low": minutes * np.float32(0.75), "minutes_high": minutes * np.float32(1.5)}
         self.answered += len(minutes)
         ids = [f"p{next(self.numbers)}" for _ in minutes]
-        return Answers(found.label, ids, values, checked.warnings, {"roads": 60.0}, checked.rows)
+        return Answers(found.label, ids, values, checked.warnings, {"roads": 60.0})
 
     async def drain(self) -> None:
         """Nothing waits."""

@@ -15,15 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LablineError
 from .batching import Batcher
-from .completion import Filled
+from .completion import Filled, nothing_looked_up
 from .hosting import Hosted, Standing
-from .log import Entry, PredictionLog, logged, new_ids, redact
+from .log import Entry, PredictionLog, as_lines, logged, new_ids, redact
 from .metrics import Metrics
 from .problems import Problem
 from .release import Release
@@ -64,8 +63,7 @@ class Answers:
     ids : of the predictions, by row; empty strings where nothing is logged.
     values : output name → float32, shape [rows]; the target first.
     warnings : sentences for each row.
-    ages : as-of table → age in seconds of its newest entry.
-    rows : as they went into the model.
+    ages : as-of table → age in seconds of its newest entry; empty where nothing was looked up.
     """
 
     release: str
@@ -73,7 +71,6 @@ class Answers:
     values: dict[str, NDArray[np.float32]]
     warnings: list[list[str]]
     ages: dict[str, float]
-    rows: Rows
 
 # %% ../../nbs/624_serving.answering.ipynb #22830f87
 @dataclass(frozen=True)
@@ -86,14 +83,14 @@ class Predicted:
     rows : completed.
     values : output name → float32, shape [rows].
     ages : as-of table → age in seconds, over all rows; empty where nothing was looked up.
-    about : ages and warnings for some of the rows alone.
+    about : ages and warnings for the rows from one place to another.
     """
 
     release: Release
     rows: Rows
     values: dict[str, NDArray[np.float32]]
     ages: dict[str, float]
-    about: Callable[[Rows], tuple[dict[str, float], list[str]]]
+    about: Callable[[slice], tuple[dict[str, float], list[str]]]
 
 
 def predict(release: Release, rows: Rows) -> Predicted:
@@ -108,9 +105,9 @@ def predict(release: Release, rows: Rows) -> Predicted:
     ------
     Problem : the model gives no number.
     """
-    filled = release.completer.fill(rows) if release.completer is not None else Filled(rows, {}, [], 0.0, lambda part: ({}, []))
+    filled = release.completer.fill(rows) if release.completer is not None else Filled(rows, {}, [], 0.0, nothing_looked_up)
     values = release.predictor.predict(filled.rows)
-    if not all(np.isfinite(column).all() for column in values.values()):
+    if not np.isfinite(list(values.values())).all():
         raise Problem(500, "the model gives no number for a row")
     return Predicted(release, filled.rows, values, filled.ages, filled.about)
 
@@ -126,15 +123,14 @@ def entries_of(predicted: Predicted, role: str, at: float, ids: Sequence[str], r
     ids, requests, keys : of each row: the prediction, the request that asked, the business key.
     salt : for columns that are hashed.
     """
-    release, names, contract = predicted.release, list(predicted.values), predicted.release.bundle.contract
-    rows, key_column = redact(predicted.rows.records(), contract, salt), contract.tables[contract.main].columns[contract.id]
+    release, contract = predicted.release, predicted.release.bundle.contract
+    key_column = contract.tables[contract.main].columns[contract.id]
     keys = [key if key is None else logged(key, key_column, salt) for key in keys]
-    answers = [dict(zip(names, row, strict=True)) for row in zip(*(values.tolist() for values in predicted.values.values()), strict=True)]
-    encode = msgspec.json.encode
-    same: dict[str, Any] = {"at": at, "model": release.name, "version": release.version, "digest": release.digest, "role": role}
+    rows = as_lines(redact(predicted.rows.plain(), contract, salt))
+    answers = as_lines({name: values.tolist() for name, values in predicted.values.items()})
+    same = release.name, release.version, release.digest, role
     parts = zip(ids, requests, keys, rows, answers, strict=True)
-    texts = ((name, request, key, encode(row).decode(), encode(answer).decode()) for name, request, key, row, answer in parts)
-    return [Entry(id=name, request=request, key=key, row=row, answer=answer, **same) for name, request, key, row, answer in texts]
+    return [Entry(id, request, at, *same, key, row, answer) for id, request, key, row, answer in parts]
 
 # %% ../../nbs/624_serving.answering.ipynb #96ac11c3
 class Shadow:
@@ -309,10 +305,9 @@ def split(one: Group, predicted: Predicted, ids: Sequence[str]) -> Iterator[Answ
     for question in one.questions:
         stop = start + question.size
         values = {name: column[start:stop] for name, column in predicted.values.items()}
-        rows = predicted.rows if len(predicted.rows) == question.size else predicted.rows.take(slice(start, stop))
-        ages, warnings = predicted.about(rows)
+        ages, warnings = predicted.about(slice(start, stop))
         own = question.checked.warnings
-        yield Answers(one.release.label, list(ids[start:stop]), values, [[*some, *warnings] for some in own] if warnings else own, ages, rows)
+        yield Answers(one.release.label, list(ids[start:stop]), values, [[*some, *warnings] for some in own] if warnings else own, ages)
         start = stop
 
 # %% ../../nbs/624_serving.answering.ipynb #42982986
@@ -359,7 +354,7 @@ class Answering:
         if checked.errors:
             self.work.metrics.observe_rows(release.name, release.label, 0, checked.total - len(checked.rows))
         if not len(checked.rows):
-            return Answers(release.label, [], {name: np.zeros(0, np.float32) for name in release.predictor.outputs}, [], {}, checked.rows)
+            return Answers(release.label, [], {name: np.zeros(0, np.float32) for name in release.predictor.outputs}, [], {})
         return await self.batcher.submit(Question(checked, request, version, label))
 
     async def drain(self) -> None:

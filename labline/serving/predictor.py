@@ -9,7 +9,6 @@ __all__ = ['Names', 'Call', 'ROWS', 'packed', 'open_session', 'Predictor']
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -130,7 +129,7 @@ class Predictor:
                 raise ModelError("the model was closed", remedy="Send the request again")
             self._running += 1
         try:
-            parts = [self._answer(rows.columns, slice(start, start + ROWS)) for start in range(0, len(rows), ROWS)]
+            parts = self._answer(rows)
         finally:
             with self._lock:
                 self._running -= 1
@@ -140,10 +139,15 @@ class Predictor:
         answers = parts[0] if len(parts) == 1 else np.concatenate([np.zeros((len(self.outputs), 0), np.float32), *parts], axis=1)
         return dict(zip(self.outputs, answers, strict=True))
 
-    def _answer(self, columns: dict[str, NDArray[Any]], part: slice) -> NDArray[np.float32]:
+    def _answer(self, rows: Rows) -> list[NDArray[np.float32]]:
+        exact, texts = rows.pack(self._numbers, self._texts)
         with np.errstate(over="ignore"):  # beyond what float32 holds is infinite to the model
-            numbers = _pack([columns[name][part] for name in self._numbers], np.dtype(np.float32))
-        return self._call(numbers, _pack([columns[name][part] for name in self._texts], np.dtype(object)))[0]
+            numbers = exact.astype(np.float32)
+        count = len(rows)
+        if 0 < count <= ROWS:
+            return [self._call(numbers, texts)[0]]
+        parts = [slice(start, start + ROWS) for start in range(0, count, ROWS)]
+        return [self._call(np.ascontiguousarray(numbers[:, part]), np.ascontiguousarray(texts[:, part]))[0] for part in parts]
 
     def close(self) -> None:
         """Answer no more, and give the memory back as soon as no call is under way."""
@@ -156,9 +160,3 @@ class Predictor:
     def _release(self) -> None:
         self._session.close()
         del self._session, self._call
-
-# %% ../../nbs/592_serving.predictor.ipynb #52a9e9c6
-def _pack(columns: list[NDArray[Any]], kind: np.dtype[Any]) -> NDArray[Any]:
-    if not columns:
-        return np.zeros((0, 0), kind)
-    return np.concatenate(columns, dtype=kind, casting="same_kind").reshape(len(columns), -1)

@@ -7,6 +7,7 @@ __all__ = ['Blocks', 'as_column', 'as_blocks', 'Rows']
 
 # %% ../../nbs/584_serving.rows.ipynb #9901c8ea
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,20 @@ class Rows:
             self._columns = {name: next(lines[0 if is_numeric else 1]) for name, is_numeric in self._numeric.items()}
         return self._columns
 
+    def pack(self, numbers: tuple[str, ...], texts: tuple[str, ...]) -> Blocks:
+        """Some of the columns as two blocks, which are not to be changed: numbers, and texts.
+
+        Parameters
+        ----------
+        numbers, texts : their names, in the order of the lines.
+
+        Raises
+        ------
+        KeyError : there is no such column.
+        """
+        lines = _lines(tuple(self._numeric.items()), numbers, texts)
+        return tuple(block if line is None else block[line] for block, line in zip(self.blocks, lines, strict=True))  # type: ignore[return-value]
+
     def __len__(self) -> int:
         if self._values is not None:
             return 1
@@ -145,10 +160,14 @@ class Rows:
         """The rows of all parts, one after the other. The parts, at least one, have the same columns."""
         return parts[0] if len(parts) == 1 else _join(parts)
 
+    def plain(self) -> dict[str, list[Any]]:
+        """One list of n values per column, as JSON knows them: numbers, texts, and None for missing."""
+        return {name: _plain(values) for name, values in self.columns.items()}
+
     def records(self) -> list[dict[str, Any]]:
-        """One record per row, name → value as JSON knows it: numbers, texts, and None for missing."""
-        plain = [_plain(values) for values in self.columns.values()]
-        return [dict(zip(self.columns, row, strict=True)) for row in zip(*plain, strict=True)]
+        """One record per row, name → value as JSON knows it."""
+        plain = self.plain()
+        return [dict(zip(plain, row, strict=True)) for row in zip(*plain.values(), strict=True)]
 
     @classmethod
     def read(cls, columns: Mapping[str, ArrayLike], contract: Contract) -> "Rows":
@@ -166,6 +185,15 @@ class Rows:
         return cls(_read(columns, contract))
 
 # %% ../../nbs/584_serving.rows.ipynb #f2ea87ab
+@lru_cache(maxsize=256)
+def _lines(numeric: tuple[tuple[str, bool], ...], *wanted: tuple[str, ...]) -> list[NDArray[np.intp] | None]:
+    """For the numbers and the texts, where the wanted columns stand in the block; None for the whole block as it is."""
+    held = [tuple(name for name, is_numeric in numeric if is_numeric is kind) for kind in (True, False)]
+    places = [{name: place for place, name in enumerate(names)} for names in held]
+    found = [np.array([place[name] for name in names], np.intp) for place, names in zip(places, wanted, strict=True)]
+    return [None if names == others else line for line, names, others in zip(found, wanted, held, strict=True)]
+
+
 def _rows(numeric: Mapping[str, bool], blocks: Blocks | None, values: Sequence[Any] | None) -> Rows:
     rows = Rows.__new__(Rows)
     rows._numeric, rows._blocks, rows._values, rows._columns = numeric, blocks, values, None

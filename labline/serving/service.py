@@ -159,7 +159,7 @@ def build_service(models: Sequence[Hosted], settings: Settings) -> Service:
         raise ParameterError("a service needs one release for each of its models", found=names, remedy="Name each model once with `--release`")
     log, salt = open_log(settings)
     for hosted in models:
-        redact([], hosted.live.bundle.contract, salt)
+        redact({}, hosted.live.bundle.contract, salt)
     host, metrics = Host(models), Metrics()
     answerings = {name: Answering(Batchwork(hosted, log, metrics, settings, salt), settings) for name, hosted in host.models.items()}
     deployment = Deployment(host, log, settings, allowed=[hosted.live.bundle.path for hosted in models])
