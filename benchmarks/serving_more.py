@@ -31,10 +31,10 @@ import tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
 signature = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-rows = json.load(open(sys.argv[1] + "/assets.extra/samples.json"))["instances"]
+rows = [row for row in json.load(open(sys.argv[1] + "/assets.extra/samples.json"))["instances"][:-2] if all(value == value for value in row.values())]
 size, seconds = int(sys.argv[2]), float(sys.argv[3])
 types = {name: spec.dtype for name, spec in signature.structured_input_signature[1].items()}
-tensors = {name: tf.constant([rows[place % (len(rows) - 2)][name] for place in range(size)], kind) for name, kind in types.items()}
+tensors = {name: tf.constant([rows[place % len(rows)][name] for place in range(size)], kind) for name, kind in types.items()}
 for _ in range(5):
     signature(**tensors)
 calls, begin = 0, time.perf_counter()
@@ -48,12 +48,12 @@ import json, sys, time
 from concurrent.futures import ThreadPoolExecutor
 import grpc, numpy as np, tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
-rows = json.load(open(sys.argv[1] + "/assets.extra/samples.json"))["instances"]
+rows = [row for row in json.load(open(sys.argv[1] + "/assets.extra/samples.json"))["instances"][:-2] if all(value == value for value in row.values())]
 port, seconds = sys.argv[2], float(sys.argv[3])
 request = predict_pb2.PredictRequest()
 request.model_spec.name = sys.argv[4]
 for name, value in rows[0].items():
-    values = [rows[place % (len(rows) - 2)][name] for place in range(1000)]
+    values = [rows[place % len(rows)][name] for place in range(1000)]
     request.inputs[name].CopyFrom(tf.make_tensor_proto(np.array(values, np.float32) if isinstance(value, float) else values))
 call = grpc.insecure_channel("127.0.0.1:" + port).unary_unary("/tensorflow.serving.PredictionService/Predict")
 body = request.SerializeToString()
@@ -84,18 +84,26 @@ def labline(bundle: Path, folder: Path, *options: str) -> list[str]:
     return [LABLINE, "serve", "--release", str(bundle), *(word for setting in settings for word in ("--set", setting)), *options]
 
 
+def complete_rows(bundle: Path, count: int) -> list[dict[str, object]]:
+    """Rows without a gap, in which the samples of a bundle repeat."""
+    samples = json.loads((bundle / "assets.extra" / "samples.json").read_text())["instances"][:-2]  # the last two are odd on purpose
+    whole = [row for row in samples if all(value == value for value in row.values())]
+    return [whole[place % len(whole)] for place in range(count)]
+
+
 def many_rows(bundle: Path, folder: Path, seconds: float) -> dict[str, float]:
-    """Rows a second in requests of 1,000 rows, by JSON and by gRPC, and through the raw signature."""
-    row, port, grpc_port = sample(bundle), free_port(), free_port()
-    url, bodies = f"http://127.0.0.1:{port}", {"JSON, named fields": ("/predict", {"rows": [row] * 1000})}
-    columns = {"inputs": {name: [value] * 1000 for name, value in row.items()}}
-    bodies["JSON, TensorFlow Serving's columns"] = (f"/v1/models/{bundle.parent.name}:predict", columns)
+    """Rows a second in requests of 1,000 rows, by JSON and by gRPC, without and with the durable log, and through the raw signature."""
+    rows, name = complete_rows(bundle, 1000), bundle.parent.name
+    columns = {column: [row[column] for row in rows] for column in rows[0]}
+    bodies = {"JSON, named fields": ("/predict", {"rows": rows}), "JSON, columns": (f"/v1/models/{name}:predict", {"inputs": columns})}
     found = {"raw signature, arrays in memory": printed(RAW, bundle, 1000, seconds)}
-    command = [*labline(bundle, folder, "--port", str(port), "--grpc-port", str(grpc_port))]
-    with running(command, url + "/predict", json.dumps(row).encode(), folder, {}) as (server, _):
-        for name, (path, body) in bodies.items():
-            found[name] = 1000 * wrk(server, url + path, json.dumps(body).encode(), 2, seconds).rate
-        found["gRPC"] = printed(GRPC, bundle, grpc_port, seconds, bundle.parent.name)
+    for log, options in (("no log", ["--set", "log=off"]), ("durable log", [])):
+        port, grpc_port = free_port(), free_port()
+        url, ports = f"http://127.0.0.1:{port}", ["--port", str(port), "--grpc-port", str(grpc_port)]
+        with running(labline(bundle, folder, *ports, *options), f"{url}/predict", json.dumps(rows[0]).encode(), folder, {}) as (server, _):
+            for form, (path, body) in bodies.items():
+                found[f"{form}, {log}"] = 1000 * wrk(server, url + path, json.dumps(body).encode(), 2, seconds).rate
+            found[f"gRPC, {log}"] = printed(GRPC, bundle, grpc_port, seconds, name)
     return found
 
 

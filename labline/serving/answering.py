@@ -40,17 +40,17 @@ class Question:
     checked : its good rows.
     request : the request's id.
     version, label : the release that was asked for by name; otherwise the model's own choice.
+    size : the number of rows.
     """
 
     checked: Checked
     request: str
     version: int | None = None
     label: str | None = None
+    size: int = field(init=False)
 
-    @property
-    def size(self) -> int:
-        """The number of rows."""
-        return len(self.checked.rows)
+    def __post_init__(self) -> None:
+        self.size = len(self.checked.rows)
 
 
 @dataclass(frozen=True)
@@ -257,13 +257,13 @@ class Batchwork:
         at, done, entries = time.time(), [], []
         for one in groups:
             rows = Rows.join([question.checked.rows for question in one.questions])
-            predicted, ids = predict(one.release, rows), new_ids(len(rows))
+            predicted, ids = predict(one.release, rows), new_ids(len(rows)) if self.log is not None else []
             entries += entries_of(predicted, one.role, at, ids, one.requests, one.keys, self.salt) if self.log is not None else []
             done.append((one, predicted, ids))
         kept = self.log is not None and self._write(entries)
         answers: dict[int, Answers] = {}
         for one, predicted, ids in done:
-            answers |= zip(one.places, split(one, predicted, ids if kept else [""] * len(ids)), strict=True)
+            answers |= zip(one.places, split(one, predicted, ids if kept else [""] * len(predicted.rows)), strict=True)
             self._tell(one, predicted, standing.shadow)
         return [answers[place] for place in range(len(questions))]
 

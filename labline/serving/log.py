@@ -31,8 +31,9 @@ def new_ids(count: int) -> list[str]:
     count : how many.
     """
     chance = int.from_bytes(os.urandom(10))
-    first = (time.time_ns() // 1_000_000) << 80 | 7 << 76 | (chance >> 68) << 64 | 0b10 << 62 | (chance & (1 << 61) - 1)
-    return [f"{number:032x}" for number in range(first, first + count)]
+    head = f"{(time.time_ns() // 1_000_000) << 16 | 7 << 12 | chance >> 68:016x}"
+    tail = 0b10 << 62 | (chance & (1 << 61) - 1)
+    return [f"{head}{number:x}" for number in range(tail, tail + count)]
 
 # %% ../../nbs/604_serving.log.ipynb #5ee2271c
 def logged(value: Any, column: Column, salt: bytes) -> Any:

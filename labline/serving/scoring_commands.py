@@ -51,9 +51,12 @@ def score(
     """
     import msgspec
 
-    from labline.serving.release import open_release
-    from labline.serving.score import score as score_rows
     from labline.serving.settings import Settings
+    from labline.serving.sooner import loading
+
+    with loading():
+        from labline.serving.release import open_release
+        from labline.serving.score import score as score_rows
 
     settings = msgspec.structs.replace(Settings.load(), most_rows=PART)
     opened = open_release(chosen_folder(release), settings=settings)

@@ -22,6 +22,7 @@ import msgspec
 from ..errors import WorkspaceError
 from .listening import listen, write_log
 from .settings import Settings
+from .sooner import loading
 
 # %% ../../nbs/658_serving.workers.ipynb #5464580f
 def work(settings: Settings, folders: Sequence[str], bound: socket.socket, pipe: Connection, adopt: bool, shared: tuple[str, int]) -> None:
@@ -32,7 +33,8 @@ def work(settings: Settings, folders: Sequence[str], bound: socket.socket, pipe:
     settings, folders, bound, adopt, shared : as `run_process` takes them.
     pipe : gets the lines for people when it is ready.
     """
-    from labline.serving.server import run_process
+    with loading():
+        from labline.serving.server import run_process
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -165,6 +167,7 @@ def serve(settings: Settings, folders: Sequence[str | Path], say: Callable[[str]
     if settings.workers > 1:
         Parent(settings, folders, say).run()
     else:
-        from labline.serving.server import run_process
+        with loading():
+            from labline.serving.server import run_process
 
         run_process(settings, folders, listen(settings.host, settings.port)[0], say, adopt=bool(folders))
