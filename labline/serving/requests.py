@@ -107,10 +107,9 @@ class Assembly:
             checked.warnings[index].append(f"{path(places[index], name)}: {message}")
         return checked
 
-    def of_usual(self, block: Block, single: bool = False) -> Checked:
-        """Good rows with nothing unusual in them."""
-        count = len(block.keys)
-        return Checked(block.rows, list(range(count)), block.keys, [[] for _ in range(count)], [], count, single)
+    def of_usual(self, block: Block) -> Checked:
+        """A bare row with nothing unusual in it."""
+        return Checked(block.rows, [0], block.keys, [[]], [], 1, True)
 
     def of_rows(self, items: Sequence[Any], path: Path, unwrap: bool = False, single: bool = False) -> Checked:
         """Rows of which some are bad: the bytes of each, or what was parsed of them."""
@@ -163,20 +162,21 @@ class Readers:
 
     Parameters
     ----------
-    usual : the fields with what training saw.
+    usual : the fields with what training saw; for a single row.
     fields : the fields with what the contract allows.
     form, wrapped, most_rows : as for `labline.serving.decoding.Reader`.
     """
 
     def __init__(self, usual: Fields, fields: Fields, form: Form, wrapped: bool, most_rows: int) -> None:
         self.form: Form = form
-        self.usual, self.possible = (Reader(either, form, wrapped, most_rows) for either in (usual, fields))
+        self.usual = Reader(usual, form, wrapped, most_rows) if form == "row" else None
+        self.possible = Reader(fields, form, wrapped, most_rows)
 
     def read(self, body: bytes, assembly: Assembly, path: Path) -> Checked | None:
         """A good body after the check; None if anything is wrong with it."""
-        block = self.usual.read(body)
+        block = self.usual.read(body) if self.usual is not None else None
         if block is not None:
-            return assembly.of_usual(block, single=self.form == "row")
+            return assembly.of_usual(block)
         block = self.possible.read(body)
         if block is not None:
             return assembly.of_block(block, range(len(block.keys)), path, single=self.form == "row")
