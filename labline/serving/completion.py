@@ -265,7 +265,7 @@ class Completer:
             self._told = True
             LOG.error("looked-up columns could not be computed", exc_info=problem)
 
-
+# %% ../../nbs/596_serving.completion.ipynb #12a49a81
 def _span(times: list[Any]) -> tuple[datetime | None, datetime | None]:
     given = [text for text in times if text]
     try:

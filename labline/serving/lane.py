@@ -118,7 +118,7 @@ def send_all(unsent: list[Callable[[], None]]) -> None:
         except Exception:  # of one connection, which the others must not suffer from
             LOG.exception("a reply could not be sent")
 
-
+# %% ../../nbs/648_serving.lane.ipynb #1e83f3cb
 class Lane(Watched):
     """uvicorn's protocol for one connection, with the short way for the frequent requests of its `Application`."""
 

@@ -216,7 +216,7 @@ async def answer_until_stopped(
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(service.close(), settings.drain_seconds)
 
-
+# %% ../../nbs/656_serving.server.ipynb #4e69b126
 def run_process(
     settings: Settings, folders: Sequence[str | Path], bound: socket.socket, say: Callable[[str], None], *, adopt: bool,
     gone: int | None = None, shared: tuple[str, int] | None = None,
