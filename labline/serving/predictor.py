@@ -143,10 +143,7 @@ class Predictor:
         exact, texts = rows.pack(self._numbers, self._texts)
         with np.errstate(over="ignore"):  # beyond what float32 holds is infinite to the model
             numbers = exact.astype(np.float32)
-        count = len(rows)
-        if 0 < count <= ROWS:
-            return [self._call(numbers, texts)[0]]
-        parts = [slice(start, start + ROWS) for start in range(0, count, ROWS)]
+        parts = [slice(start, start + ROWS) for start in range(0, len(rows), ROWS)]
         return [self._call(np.ascontiguousarray(numbers[:, part]), np.ascontiguousarray(texts[:, part]))[0] for part in parts]
 
     def close(self) -> None:

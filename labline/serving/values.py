@@ -8,6 +8,7 @@ __all__ = ['MOST_TEXT', 'MOST_SHOWN', 'LARGEST', 'NUMBERS', 'SAMPLE', 'Refused',
 
 # %% ../../nbs/576_serving.values.ipynb #d1483be9
 import json
+import math
 from collections.abc import Iterable, Sequence
 from operator import is_
 from typing import Annotated, Any, Literal
@@ -97,8 +98,9 @@ class Field:
     def _read_each(self, values: Iterable[Any]) -> tuple[NDArray[Any], dict[int, str]]:
         read, refusals = [], {}
         for place, value in enumerate(values):
+            infinite = isinstance(value, float) and math.isinf(value)
             try:
-                read.append(self.read(value))
+                read.append(self.read(Constant("Infinity" if value > 0 else "-Infinity") if infinite else value))
             except Refused as reason:
                 read.append(float("nan") if self.numeric else "")
                 refusals[place] = str(reason)
