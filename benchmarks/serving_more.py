@@ -31,10 +31,10 @@ import tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
 signature = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-rows = [row for row in json.load(open(sys.argv[1] + "/assets.extra/samples.json"))["instances"][:-2] if all(value == value for value in row.values())]
-size, seconds = int(sys.argv[2]), float(sys.argv[3])
+rows = json.load(sys.stdin)
+size, seconds = len(rows), float(sys.argv[2])
 types = {name: spec.dtype for name, spec in signature.structured_input_signature[1].items()}
-tensors = {name: tf.constant([rows[place % len(rows)][name] for place in range(size)], kind) for name, kind in types.items()}
+tensors = {name: tf.constant([row[name] for row in rows], kind) for name, kind in types.items()}
 for _ in range(5):
     signature(**tensors)
 calls, begin = 0, time.perf_counter()
@@ -48,12 +48,12 @@ import json, sys, time
 from concurrent.futures import ThreadPoolExecutor
 import grpc, numpy as np, tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
-rows = [row for row in json.load(open(sys.argv[1] + "/assets.extra/samples.json"))["instances"][:-2] if all(value == value for value in row.values())]
+rows = json.load(sys.stdin)
 port, seconds = sys.argv[2], float(sys.argv[3])
 request = predict_pb2.PredictRequest()
 request.model_spec.name = sys.argv[4]
 for name, value in rows[0].items():
-    values = [rows[place % len(rows)][name] for place in range(1000)]
+    values = [row[name] for row in rows]
     request.inputs[name].CopyFrom(tf.make_tensor_proto(np.array(values, np.float32) if isinstance(value, float) else values))
 call = grpc.insecure_channel("127.0.0.1:" + port).unary_unary("/tensorflow.serving.PredictionService/Predict")
 body = request.SerializeToString()
@@ -72,10 +72,10 @@ print(calls * 1000 / (time.perf_counter() - begin))
 """
 
 
-def printed(program: str, *arguments: object) -> float:
-    """The number that a program prints last."""
+def printed(program: str, rows: list[dict[str, object]], *arguments: object) -> float:
+    """The number that a program prints last, when it is given some rows."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True, env=None).stdout.split()[-1])
+    return float(subprocess.run(command, input=json.dumps(rows), capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def labline(bundle: Path, folder: Path, *options: str) -> list[str]:
@@ -96,14 +96,14 @@ def many_rows(bundle: Path, folder: Path, seconds: float) -> dict[str, float]:
     rows, name = complete_rows(bundle, 1000), bundle.parent.name
     columns = {column: [row[column] for row in rows] for column in rows[0]}
     bodies = {"JSON, named fields": ("/predict", {"rows": rows}), "JSON, columns": (f"/v1/models/{name}:predict", {"inputs": columns})}
-    found = {"raw signature, arrays in memory": printed(RAW, bundle, 1000, seconds)}
+    found = {"raw signature, arrays in memory": printed(RAW, rows, bundle, seconds)}
     for log, options in (("no log", ["--set", "log=off"]), ("durable log", [])):
         port, grpc_port = free_port(), free_port()
         url, ports = f"http://127.0.0.1:{port}", ["--port", str(port), "--grpc-port", str(grpc_port)]
         with running(labline(bundle, folder, *ports, *options), f"{url}/predict", json.dumps(rows[0]).encode(), folder, {}) as (server, _):
             for form, (path, body) in bodies.items():
                 found[f"{form}, {log}"] = 1000 * wrk(server, url + path, json.dumps(body).encode(), 2, seconds).rate
-            found[f"gRPC, {log}"] = printed(GRPC, bundle, grpc_port, seconds, name)
+            found[f"gRPC, {log}"] = printed(GRPC, rows, bundle, grpc_port, seconds, name)
     return found
 
 
@@ -151,8 +151,8 @@ def processes(bundle: Path, folder: Path, seconds: float) -> dict[str, Load]:
 
 def files(bundle: Path, folder: Path, rows: int, seconds: float) -> dict[str, float]:
     """Rows a second from parquet to parquet, through the raw signature, and the peak memory in MB."""
-    samples = json.loads((bundle / "assets.extra" / "samples.json").read_text())["instances"][:-2]
-    part = pa.table({name: [samples[place % len(samples)][name] for place in range(100_000)] for name in samples[0]})
+    repeated = complete_rows(bundle, 100_000)
+    part = pa.table({name: [row[name] for row in repeated] for name in repeated[0]})
     with pq.ParquetWriter(folder / "rows.parquet", part.schema) as writer:
         for _ in range(rows // 100_000):
             writer.write_table(part)
@@ -165,7 +165,7 @@ def files(bundle: Path, folder: Path, rows: int, seconds: float) -> dict[str, fl
         time.sleep(0.1)
     rate = rows / (time.perf_counter() - begin)
     assert process.returncode == 0 and pq.read_metadata(folder / "answers.parquet").num_rows == rows
-    return {"labline score": rate, "raw": printed(RAW, bundle, 4096, seconds), "megabytes": peak / 1e6}
+    return {"labline score": rate, "raw": printed(RAW, complete_rows(bundle, 4096), bundle, seconds), "megabytes": peak / 1e6}
 
 
 def starts(bundle: Path, folder: Path, runs: int) -> dict[str, float]:
