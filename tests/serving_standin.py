@@ -15,7 +15,7 @@ import uvloop
 
 from labline.data.contract import Contract
 from labline.errors import ModelError
-from labline.serving.answering import Answers
+from labline.serving.answering import Answers, Question
 from labline.serving.hosting import Host, Hosted
 from labline.serving.http import Application
 from labline.serving.keys import Keys
@@ -74,10 +74,24 @@ class Answering:
     def __init__(self, hosted: Hosted, seconds: float = 0.0) -> None:
         self.hosted, self.seconds, self.numbers, self.answered = hosted, seconds, itertools.count(1), 0
         self.before: Callable[[Checked], None] = lambda checked: None
+        self.tasks = set[asyncio.Task[None]]()
 
-    async def answer(self, checked: Checked, *, request: str, version: int | None = None, label: str | None = None) -> Answers:
+    def put(self, question: Question, tell: Callable[[Any], object]) -> None:
+        """Tell the answers to the good rows, or what was raised in their place."""
+        task = asyncio.get_running_loop().create_task(self._tell(question, tell))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _tell(self, question: Question, tell: Callable[[Any], object]) -> None:
+        try:
+            result: Any = await self.answer(question)
+        except Exception as problem:
+            result = problem
+        tell(result)
+
+    async def answer(self, question: Question) -> Answers:
         """The answers to the good rows."""
-        found = self.hosted.find(version, label)
+        found, checked = self.hosted.find(question.version, question.label), question.checked
         self.before(checked)
         if self.seconds:
             await asyncio.sleep(self.seconds)

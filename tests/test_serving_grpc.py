@@ -22,12 +22,13 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
 from labline.errors import ParameterError
 from labline.models.example import example_bundle, example_contract
+from labline.serving.answering import Question
 from labline.serving.grpc import GrpcServer
 from labline.serving.hosting import Hosted
 from labline.serving.messages import CLASSES, to_array, to_columns
 from labline.serving.problems import Problem
 from labline.serving.release import open_release
-from labline.serving.requests import Checked, Checker
+from labline.serving.requests import Checker
 from labline.serving.service import build_service
 from labline.serving.settings import Settings
 
@@ -49,8 +50,9 @@ class Answering:
         self.gate: asyncio.Event | None = None
         self.waiting, self.cancelled = threading.Event(), threading.Event()
 
-    async def answer(self, checked: Checked, *, request: str, version: int | None, label: str | None) -> SimpleNamespace:
-        self.asked.append((request, version, label))
+    async def answer(self, question: Question) -> SimpleNamespace:
+        checked, version, label = question.checked, question.version, question.label
+        self.asked.append((question.request, version, label))
         if self.fault is not None:
             raise self.fault
         if self.gate is not None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +53,7 @@ class Question:
         self.size = len(self.checked.rows)
 
 
-@dataclass(frozen=True)
-class Answers:
+class Answers(NamedTuple):
     """What a question is answered with.
 
     Parameters
@@ -337,25 +336,37 @@ class Answering:
     def _observe(self, requests: int, rows: int) -> None:
         self.work.metrics.observe_batch(self.hosted.name, requests, rows)
 
-    async def answer(self, checked: Checked, *, request: str, version: int | None = None, label: str | None = None) -> Answers:
-        """The answers to a request's good rows.
+    def put(self, question: Question, tell: Callable[[Any], object]) -> None:
+        """Have a question answered, now or later.
 
         Parameters
         ----------
-        checked : what the checker made of the body.
-        request : the request's id.
-        version, label : the release that was asked for by name.
+        question : with the good rows of a request.
+        tell : is told the `Answers`, or the exception that came in their place: a `Problem` where time is up, the model failed, or the
+            prediction cannot be recorded.
 
         Raises
         ------
-        Problem : no such release, too many rows wait, time is up, the model failed, or the prediction cannot be recorded.
+        Problem : no such release, or too many rows wait.
         """
-        release = self.hosted.find(version, label)
+        answers = self._refused(question)
+        if answers is None:
+            self.batcher.put(question, tell)
+        else:
+            tell(answers)
+
+    async def answer(self, question: Question) -> Answers:
+        """The answers to a question, where a coroutine waits for them; raises what `put` raises or would tell."""
+        answers = self._refused(question)
+        return await self.batcher.submit(question) if answers is None else answers
+
+    def _refused(self, question: Question) -> Answers | None:
+        checked, release = question.checked, self.hosted.find(question.version, question.label)
         if checked.errors:
-            self.work.metrics.observe_rows(release.name, release.label, 0, checked.total - len(checked.rows))
-        if not len(checked.rows):
-            return Answers(release.label, [], {name: np.zeros(0, np.float32) for name in release.predictor.outputs}, [], {})
-        return await self.batcher.submit(Question(checked, request, version, label))
+            self.work.metrics.observe_rows(release.name, release.label, 0, checked.total - question.size)
+        if question.size:
+            return None
+        return Answers(release.label, [], {name: np.zeros(0, np.float32) for name in release.predictor.outputs}, [], {})
 
     async def drain(self) -> None:
         """Take no more requests, and finish those that wait."""

@@ -122,13 +122,19 @@ def encode_many(checked: Checked, answers: Answers, target: str) -> bytes:
     return ENCODER.encode({"release": answers.release, "predictions": predictions, "tables_age_seconds": answers.ages})
 
 
-def encode_answers(checked: Checked, answers: Answers, target: str) -> bytes:
+def encode_answers(checked: Checked, answers: Answers) -> bytes:
     """The answer to a request as JSON.
+
+    Parameters
+    ----------
+    checked : the rows of the request, good and bad.
+    answers : to the good ones; the first of the values is the target.
 
     Raises
     ------
     Problem : the request was one row, which was refused.
     """
+    target = next(iter(answers.values))
     if not checked.single:
         return encode_many(checked, answers, target)
     if checked.errors:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Handler', 'FOREIGN', 'KINDS', 'ACCESS', 'LOG', 'Action', 'routes', 'tensorflow_methods', 'Endpoint', 'find',
-           'authorise', 'host_name', 'frequent', 'Application', 'transmit']
+           'authorise', 'host_name', 'frequent', 'failed', 'record', 'Application', 'transmit']
 
 # %% ../../nbs/646_serving.http.ipynb #b12af733
 import logging
@@ -18,7 +18,7 @@ from starlette.routing import Match, Route
 
 from ..errors import names
 from .exchange import Exchange, Message, NotAllowed, Reply, RequestIds, Vanished, refusal
-from .handlers import Facts, Predictions, Releases, Views
+from .handlers import Asked, Facts, Predictions, Read, Releases, Views
 from .methods import METHODS
 from .metrics import Snapshot
 from .problems import Problem
@@ -52,8 +52,8 @@ def routes(service: Service, views: Views) -> list[Route]:
     """
     predictions, facts, releases = Predictions(service), Facts(service), Releases(service)
     table: list[tuple[str, dict[str, Action]]] = [
-        ("/predict", {"POST": Action(predictions.default, "read")}),
-        ("/models/{name}/predict", {"POST": Action(predictions.friendly, "read")}),
+        ("/predict", {"POST": Action(partial(predictions.answer, predictions.friendly), "read")}),
+        ("/models/{name}/predict", {"POST": Action(partial(predictions.answer, predictions.friendly), "read")}),
         ("/actuals", {"POST": Action(facts.actuals, "write")}),
         ("/tables/{name}", {"POST": Action(facts.table, "write")}),
         ("/releases", {"GET": Action(releases.show, "read"), "POST": Action(releases.deploy, "promote")}),
@@ -74,7 +74,7 @@ def routes(service: Service, views: Views) -> list[Route]:
 
 def tensorflow_methods(predictions: Predictions) -> dict[str, Handler]:
     """What may stand behind the colon of TensorFlow Serving's addresses."""
-    return {"predict": predictions.tensorflow, "classify": predictions.classify, "regress": predictions.regress}
+    return {"predict": partial(predictions.answer, predictions.tensorflow), "classify": predictions.classify, "regress": predictions.regress}
 
 
 class Endpoint:
@@ -152,18 +152,18 @@ def host_name(header: bytes) -> str:
     return text[: text.index("]") + 1] if text.startswith("[") and "]" in text else text.partition(":")[0]
 
 # %% ../../nbs/646_serving.http.ipynb #9f2ce6fe
-def frequent(service: Service) -> dict[str, tuple[Handler, str]]:
-    """Address → function and route, of what is asked by `POST` all the time.
+def frequent(service: Service) -> dict[str, tuple[Read, str]]:
+    """Address → first half of the handler, and route, of what is asked by `POST` all the time.
 
     Parameters
     ----------
     service : with its models.
     """
     predictions = Predictions(service)
-    found: dict[str, tuple[Handler, str]] = {"/predict": (predictions.default, "/predict")}
+    found: dict[str, tuple[Read, str]] = {"/predict": (predictions.friendly, "/predict")}
     for name in service.host.models:
-        for route, handler in (("/models/{name}/predict", predictions.friendly), ("/v1/models/{name}:predict", predictions.tensorflow)):
-            found[route.replace("{name}", name)] = (partial(handler, name=name), route)
+        for route, read in (("/models/{name}/predict", predictions.friendly), ("/v1/models/{name}:predict", predictions.tensorflow)):
+            found[route.replace("{name}", name)] = (partial(read, name=name), route)
     return found
 
 # %% ../../nbs/646_serving.http.ipynb #6d2cbeb4
@@ -171,6 +171,40 @@ KINDS = {400: "request", 401: "key", 403: "key", 404: "address", 405: "address",
 KINDS |= {429: "busy", 500: "failure", 503: "unavailable", 504: "timeout"}
 ACCESS = logging.getLogger("labline.serving.access")
 LOG = logging.getLogger("labline.serving")
+
+
+def failed(service: Service, exchange: Exchange, problem: Exception) -> Reply:
+    """The reply to a request that cannot be answered, counted by its kind; what is no `Problem` goes to the log.
+
+    Parameters
+    ----------
+    service : that counts.
+    exchange : the request.
+    problem : what was raised.
+    """
+    if not isinstance(problem, Problem):
+        LOG.error("%s %s failed", exchange.method, exchange.path, extra={"request": exchange.id}, exc_info=problem)
+        problem = Problem(500, "something went wrong in the service; its log has more under the request id")
+    service.metrics.observe_error(KINDS.get(problem.status, "other"))
+    return refusal(problem, exchange.id, tensorflow=exchange.path.startswith("/v1/"))
+
+
+def record(service: Service, exchange: Exchange, status: int, started: float) -> None:
+    """Count a request that was answered, and write its line to the access log: those that failed always, all others at the level `debug`.
+
+    Parameters
+    ----------
+    service : that counts.
+    exchange : the request.
+    status : of the reply; 499 where nobody was there to read it.
+    started : when the request was begun, by `time.perf_counter`.
+    """
+    seconds = time.perf_counter() - started
+    service.metrics.observe_request(exchange.route, exchange.method, status, seconds)
+    level = logging.WARNING if status >= 500 else logging.DEBUG
+    if ACCESS.isEnabledFor(level):
+        facts = {"request": exchange.id, "method": exchange.method, "path": exchange.path, "status": status, "milliseconds": round(seconds * 1e3, 3)}
+        ACCESS.log(level, "%s %s %s", exchange.method, exchange.path, status, extra=facts)
 
 # %% ../../nbs/646_serving.http.ipynb #1b8bcefa
 class Application:
@@ -192,26 +226,44 @@ class Application:
 
         service.metrics.name_paths([*(route.path for route in self.routes), *METHODS])
 
+    def begin(self, exchange: Exchange, body: bytes, done: Callable[[Reply], object]) -> None:
+        """Have a `POST` to one of the frequent addresses answered.
+
+        Parameters
+        ----------
+        exchange, body : the request, whole.
+        done : is told the reply, now or later.
+        """
+        started = time.perf_counter()
+        try:
+            read, exchange.route = self.frequent[exchange.path]
+            authorise(self.service, self.secured, exchange, "read")
+            asked = read(exchange, body)
+            asked.answering.put(asked.question, partial(self._end, exchange, started, done, asked))
+        except Exception as problem:
+            self._end(exchange, started, done, None, problem)
+
+    def _end(self, exchange: Exchange, started: float, done: Callable[[Reply], object], asked: Asked | None, result: Any) -> None:
+        try:
+            if asked is None or isinstance(result, Exception):
+                raise result
+            reply = asked.reply(result)
+        except Exception as problem:
+            reply = failed(self.service, exchange, problem)
+        record(self.service, exchange, reply.status, started)
+        done(reply)
+
     async def respond(self, exchange: Exchange) -> Reply:
         """The reply to a request; raises only `Vanished`, where nobody is there to read it."""
         started = time.perf_counter()
         try:
-            known = self.frequent.get(exchange.path) if exchange.method == "POST" else None
-            if known is not None:
-                handler, exchange.route = known
-                authorise(self.service, self.secured, exchange, "read")
-                reply = await handler(exchange)
-            else:
-                reply = await self._routed(exchange)
-        except Problem as problem:
-            reply = self._refused(exchange, problem)
+            reply = await self._routed(exchange)
         except Vanished:
-            self._tell(exchange, 499, started)
+            record(self.service, exchange, 499, started)
             raise
-        except Exception:
-            LOG.exception("%s %s failed", exchange.method, exchange.path, extra={"request": exchange.id})
-            reply = self._refused(exchange, Problem(500, "something went wrong in the service; its log has more under the request id"))
-        self._tell(exchange, reply.status, started)
+        except Exception as problem:
+            reply = failed(self.service, exchange, problem)
+        record(self.service, exchange, reply.status, started)
         return reply
 
     async def _routed(self, exchange: Exchange) -> Reply:
@@ -222,17 +274,7 @@ class Application:
             authorise(self.service, self.secured, exchange, action.role)
         return await action.handler(exchange, **parts)
 
-    def _refused(self, exchange: Exchange, problem: Problem) -> Reply:
-        self.service.metrics.observe_error(KINDS.get(problem.status, "other"))
-        return refusal(problem, exchange.id, tensorflow=exchange.path.startswith("/v1/"))
 
-    def _tell(self, exchange: Exchange, status: int, started: float) -> None:
-        seconds = time.perf_counter() - started
-        self.service.metrics.observe_request(exchange.route, exchange.method, status, seconds)
-        level = logging.WARNING if status >= 500 else logging.DEBUG
-        if ACCESS.isEnabledFor(level):
-            facts = {"request": exchange.id, "method": exchange.method, "path": exchange.path, "status": status, "milliseconds": round(seconds * 1e3, 3)}
-            ACCESS.log(level, "%s %s %s", exchange.method, exchange.path, status, extra=facts)
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
         """Answer one request of an ASGI server."""

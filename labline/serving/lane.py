@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from .exchange import Exchange, Reply
+from .handlers import LARGE
 from .http import LOG, Application
 
 # %% ../../nbs/648_serving.lane.ipynb #7d69760e
@@ -125,6 +126,7 @@ class Lane(Watched):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.addresses = {path.encode(): path for path in self.application.frequent}
+        self.largest = min(self.application.most_bytes + 1, LARGE)
         self.pieces: list[bytes] | None = None
         self.unsent = UNSENT.setdefault(self.server_state, [])
 
@@ -154,15 +156,13 @@ class Lane(Watched):
         if self.pieces is None:
             return super().on_message_complete()
         headers, body = dict(self.headers), self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
-        if len(body) > self.application.most_bytes or b"content-encoding" in headers:
+        if len(body) >= self.largest or b"content-encoding" in headers:
             self._go_long()
             return super().on_message_complete()
         self.pieces = None
         exchange = Exchange("POST", self.addresses[self.url], headers, self.application.ids(headers.get(b"x-request-id")), body=body)
         self.cycle = turn = Turn(self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0")  # type: ignore[assignment]
-        task = self.loop.create_task(self._answer(turn, exchange))
-        self.tasks.add(task)
-        return task.add_done_callback(self.tasks.discard)
+        return self.application.begin(exchange, body, partial(self._answer, turn, exchange.id))
 
     def _go_long(self) -> None:
         pieces, self.pieces = self.pieces or [], None
@@ -170,14 +170,20 @@ class Lane(Watched):
         for piece in pieces:
             super().on_body(piece)
 
-    async def _answer(self, turn: Turn, exchange: Exchange) -> None:
-        reply = await self.application.respond(exchange)
+    def _answer(self, turn: Turn, request_id: str, reply: Reply) -> None:
         if self.flow.write_paused and not turn.disconnected:
-            await self.flow.drain()
+            task = self.loop.create_task(self._later(turn, request_id, reply))
+            self.tasks.add(task)
+            return task.add_done_callback(self.tasks.discard)
         close = not turn.keep_alive or self.application.closing
         if not self.unsent:
             self.loop.call_soon(send_all, self.unsent)
-        self.unsent.append(partial(self._send, turn, wire(reply, exchange.id, self.server_state.default_headers, close), close))
+        return self.unsent.append(partial(self._send, turn, wire(reply, request_id, self.server_state.default_headers, close), close))
+
+    async def _later(self, turn: Turn, request_id: str, reply: Reply) -> None:
+        """Answer when the client has read what it was sent before."""
+        await self.flow.drain()
+        self._answer(turn, request_id, reply)
 
     def _send(self, turn: Turn, reply: bytes, close: bool) -> None:
         if not turn.disconnected:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import names
+from .answering import Question
 from .messages import CLASSES, signature_map, to_columns, to_tensor
 from .problems import Problem
 from .requests import Checked
@@ -100,7 +101,7 @@ async def predict(service: Any, request: Any, request_id: str) -> tuple[Any, dic
     checked = release.checker.columns(columns, prefix="inputs")
     if checked.errors:
         service.metrics.observe_rows(release.name, release.label, 0, checked.total)
-    answers = await answering.answer(all_good(checked), request=request_id, version=version, label=label)
+    answers = await answering.answer(Question(all_good(checked), request_id, version, label))
     response = CLASSES["PredictResponse"](model_spec=spec_of(release))
     response.model_spec.version.value = int(answers.release.rpartition("@v")[2])
     for name in outputs:
