@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,7 @@ class Load:
     p50, p99, slowest : milliseconds.
     failed : requests that were not answered with 200.
     cores : processor seconds of the server in a second.
+    own : processor seconds of the load generator in a second.
     megabytes : resident memory of the server at the end.
     """
 
@@ -51,6 +53,7 @@ class Load:
     slowest: float
     failed: int
     cores: float
+    own: float
     megabytes: float
 
 
@@ -63,6 +66,12 @@ def tree(process: int) -> list[psutil.Process]:
 def processor_seconds(process: int) -> float:
     """Processor time of a process and of all that it started."""
     return sum(sum(one.cpu_times()[:2]) for one in tree(process))
+
+
+def children_seconds() -> float:
+    """Processor time of this process's children that have ended."""
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime
 
 
 def wrk(server: int, url: str, body: bytes, connections: int, seconds: float) -> Load:
@@ -81,14 +90,14 @@ def wrk(server: int, url: str, body: bytes, connections: int, seconds: float) ->
         Path(folder, "post.lua").write_text(SCRIPT)
         Path(folder, "body").write_bytes(body)
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "-s", f"{folder}/post.lua", url]
-        before, begin = processor_seconds(server), time.perf_counter()
+        before, mine, begin = processor_seconds(server), children_seconds(), time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "WRK_BODY": f"{folder}/body"}, check=True)
-        passed, used = time.perf_counter() - begin, processor_seconds(server) - before
+        passed, used, own = time.perf_counter() - begin, processor_seconds(server) - before, children_seconds() - mine
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT "))
     failed = sum(found["failed"])
     rate = (found["requests"] - found["failed"][0]) / (found["microseconds"] / 1e6)
     memory = sum(one.memory_info().rss for one in tree(server)) / 1e6
-    return Load(rate, found["p50"] / 1e3, found["p99"] / 1e3, found["max"] / 1e3, failed, used / passed, memory)
+    return Load(rate, found["p50"] / 1e3, found["p99"] / 1e3, found["max"] / 1e3, failed, used / passed, own / passed, memory)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Benchmark of the service: single rows at 64 connections and at one, against MLflow, BentoML and FastAPI in an environment of their own.
 
 All serve the same champion and get the same row, complete. Labline is measured with its durable log, without log, and with a constant in place of
-the model, which is the floor of its own shell. One server runs at a time, the load generator beside it; sides take turns.
+the model, which is the floor of its own shell; uvicorn with an application that does nothing is the floor of the machine. One server runs at a time, the
+load generator beside it; sides take turns.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def sample(bundle: Path) -> dict[str, object]:
 
 
 def own_sides(bundle: Path, folder: Path) -> list[Side]:
-    """Labline with its durable log, without log, and with a constant in place of the model."""
+    """Labline with its durable log, without log, and with a constant in place of the model; uvicorn with an application that does nothing."""
     row = json.dumps(sample(bundle)).encode()
     log = f"sqlite:///{folder}/predictions.db"
 
@@ -62,7 +63,9 @@ def own_sides(bundle: Path, folder: Path) -> list[Side]:
 
     labline = [str(Path(sys.executable).with_name("labline")), "serve"]
     floor = [sys.executable, str(PEERS / "constant.py")]
-    return [side("Labline, durable log", labline, log), side("Labline, no log", labline, "off"), side("Labline, constant", floor, "off")]
+    empty = [sys.executable, "-m", "uvicorn", "--app-dir", str(PEERS), "empty:application", "--port", "{port}", "--log-level", "warning", "--no-access-log"]
+    sides = [side("Labline, durable log", labline, log), side("Labline, no log", labline, "off"), side("Labline, constant", floor, "off")]
+    return [*sides, Side("uvicorn, empty", [*empty, "--loop", "uvloop"], "/", row)]
 
 
 def other_sides(bundle: Path, folder: Path, python: Path) -> list[Side]:
@@ -104,11 +107,11 @@ def lines(side: str, connections: Sequence[int], found: list[tuple[float, list[L
     rows = []
     for place, number in enumerate(connections):
         loads = [loads[place] for _, loads in found]
-        middle = {name: statistics.median(getattr(load, name) for load in loads) for name in ("rate", "p50", "p99", "cores", "megabytes")}
+        middle = {name: statistics.median(getattr(load, name) for load in loads) for name in ("rate", "p50", "p99", "cores", "own", "megabytes")}
         rates = f"{middle['rate']:,.0f} ({min(load.rate for load in loads):,.0f} to {max(load.rate for load in loads):,.0f})"
         times = f"{base[number] / middle['rate']:.2f}", f"{middle['p50']:.2f}", f"{middle['p99']:.2f}"
-        failed = sum(load.failed for load in loads)
-        rows.append((side, str(number), rates, *times, f"{middle['cores']:.2f}", f"{middle['megabytes']:,.0f}", str(failed), GOALS.get(side, "")))
+        failed, work = sum(load.failed for load in loads), [f"{middle[name] / middle['rate'] * 1e6:,.0f}" for name in ("cores", "own")]
+        rows.append((side, str(number), rates, *times, f"{middle['cores']:.2f}", *work, f"{middle['megabytes']:,.0f}", str(failed), GOALS.get(side, "")))
     return rows
 
 
@@ -135,7 +138,7 @@ def main() -> None:
     first = found[sides[0].name]
     base = {number: statistics.median(loads[place].rate for _, loads in first) for place, number in enumerate(options.connections)}
     print(f"{machine('uvicorn', 'msgspec', 'sqlalchemy', 'tensorflow-cpu')}; {options.runs} runs of {options.seconds:g} s, in turn\n")
-    header = ["side", "connections", "requests/s", f"{sides[0].name} is × this", "p50 ms", "p99 ms", "cores", "MB", "failed", "goal ×"]
+    header = ["side", "connections", "requests/s", f"{sides[0].name} is × this", "p50 ms", "p99 ms", "cores", "µs each", "wrk µs", "MB", "failed", "goal ×"]
     print(markdown(header, [row for side in sides for row in lines(side.name, options.connections, found[side.name], base)]))
     starts = {side.name: statistics.median(start for start, _ in found[side.name]) for side in sides}
     print("\nSeconds from the start to the first good answer: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in starts.items()))
