@@ -1,9 +1,11 @@
-"""The same inputs leave the same record: two runs from scratch, in two folders, write the same `dvc.lock`."""
+"""The same inputs leave the same record: two runs from scratch, in two folders, write the same `dvc.lock`. All stages of a run share one fork server."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
+from warmkernels import servers
 from workspaces import run, small_workspace
 
 
@@ -17,6 +19,7 @@ def lock_of(workspace: Path) -> bytes:
     """Run the line from scratch; the record that it leaves."""
     run("dvc", "repro", cwd=workspace)
     assert "up to date" in run("dvc", "status", cwd=workspace).stdout
+    assert sys.platform != "linux" or len([server for server in servers() if server["workspace"] == str(workspace)]) == 1
     return (workspace / "dvc.lock").read_bytes()
 
 

@@ -18,8 +18,9 @@ import sys
 import sysconfig
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 # %% ../../../nbs/496_notebooks.kernels.watching.ipynb #45ba7b0f
@@ -27,21 +28,29 @@ from typing import Any
 def noting_reads(reads: set[str]) -> Iterator[None]:
     """Within the context, the names of the environment's variables that Python code reads are added to `reads`.
 
-    Code that copies the whole environment reads nothing in particular and is not noted.
+    Code that copies the whole environment reads nothing in particular and is not noted. `dict(os.environ)` asks for the keys, and then, from the same place, for
+    the values.
     """
-    encode: Any = os.environ.encodekey
+    environment: Any = os.environ
+    encode, copies = environment.encodekey, set[tuple[CodeType, int]]()
+
+    def keys() -> KeysView[str]:
+        frame = sys._getframe(1)
+        copies.add((frame.f_code, frame.f_lasti))
+        return KeysView(environment)
 
     def note(name: Any) -> Any:
-        caller = sys._getframe(2).f_code.co_name
-        if caller not in ("__iter__", "copy", "update"):
+        frame = sys._getframe(2)
+        if frame.f_code.co_name not in ("__iter__", "update") and (frame.f_code, frame.f_lasti) not in copies:
             reads.add(os.fsdecode(name))
         return encode(name)
 
-    os.environ.encodekey = note
+    environment.encodekey, environment.keys = note, keys
     try:
         yield
     finally:
-        os.environ.encodekey = encode
+        environment.encodekey = encode
+        del environment.keys
 
 # %% ../../../nbs/496_notebooks.kernels.watching.ipynb #a680ad95
 @lru_cache
