@@ -12,6 +12,7 @@ import pytest
 
 pytest_plugins = ["warmkernels"]
 ROOT = Path(__file__).parents[1]
+LIBRARIES = "import duckdb, ibis, keras, matplotlib.pyplot, pandas, pandera, seaborn, sklearn.ensemble, tensorflow"
 OF_OTHERS = ("ignore:fetch_arrow_table:DeprecationWarning",)  # ibis 12 calls it, duckdb 2.0 deprecated it
 
 
@@ -52,9 +53,14 @@ def bike_sharing(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def run_stage() -> Callable[..., Path]:
-    """A function that executes a notebook of `pipelines/` by papermill in a workspace and returns the executed notebook."""
+    """A function that executes a notebook of `pipelines/` by papermill in a workspace and returns the executed notebook.
 
-    def run(workspace: Path, stage: str, output: str = "", kernel: str = "python3", **parameters: object) -> Path:
+    The kernel is a warm one, in which what `LIBRARIES` imports is there already; `kernel="python3"` is an ordinary one.
+    """
+    from warmkernels import write_notebook  # a plugin, which pytest imports itself
+
+    def run(workspace: Path, stage: str, output: str = "", kernel: str = "labline", **parameters: object) -> Path:
+        write_notebook(workspace / "libraries.ipynb", LIBRARIES)
         executed = workspace / "build" / (output or stage) / f"{stage}.ipynb"
         executed.parent.mkdir(parents=True, exist_ok=True)
         given = [word for name, value in parameters.items() for word in ("-p", name, str(value))]

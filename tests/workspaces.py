@@ -10,7 +10,13 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
-QUICK = {"train": {"epochs": 2, "boosting_iterations": 20, "max_rows": 2000}}
+QUICK = {
+    "explore": {"sample_rows": 2000},
+    "train": {"epochs": 2, "boosting_iterations": 20, "max_rows": 2000},
+    "select": {"resamples": 100},
+    "evaluate": {"sample_rows": 500, "resamples": 100},
+    "package": {"samples": 20, "verify_rows": 50},
+}
 
 
 def run(*command: str, cwd: Path, check: bool = True, timeout: int = 900, **environment: str) -> subprocess.CompletedProcess[str]:
