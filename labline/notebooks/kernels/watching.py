@@ -28,8 +28,7 @@ from typing import Any
 def noting_reads(reads: set[str]) -> Iterator[None]:
     """Within the context, the names of the environment's variables that Python code reads are added to `reads`.
 
-    Code that copies the whole environment reads nothing in particular and is not noted. `dict(os.environ)` asks for the keys, and then, from the same place, for
-    the values.
+    Code that copies the whole environment reads nothing in particular and is not noted. `dict(os.environ)` asks for the keys and for the values from one place.
     """
     environment: Any = os.environ
     encode, copies = environment.encodekey, set[tuple[CodeType, int]]()
