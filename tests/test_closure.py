@@ -75,7 +75,8 @@ def scripts_after(copy: Copy, paths: list[Path], installation: Installation) -> 
     """The closures of the copy after some of its files were edited."""
     notebooks = {path for path in paths if path.parent.name == "nbs"}
     edited = {f"labline.{name}": cells for path in notebooks for name, cells in read_exports(path).items()}
-    workspace = Workspace(copy.root, copy.workspace.package, copy.workspace.folders, copy.workspace.drafts | edited)
+    assert edited.keys() <= copy.workspace.drafts.keys()  # so names lead to the same modules, which need not be searched again
+    workspace = replace(copy.workspace, drafts=copy.workspace.drafts | edited)
     library = Library(workspace)
     for name in untouched(copy, workspace):
         library.modules[name], library.normalisers[name] = copy.library.modules[name], copy.library.normalisers[name]
