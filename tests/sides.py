@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
+from workspaces import empty_repository
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
@@ -146,9 +147,7 @@ def repro(*words: str, code: int | None = 0) -> Repro:
 
 def make_repository(folder: Path, stages: str, inputs: dict[str, str]) -> Path:
     """A repository of git and DVC with the given stages and files."""
-    folder.mkdir()
-    for words in (["git", "init", "-q"], ["dvc", "init", "-q"]):
-        run(words, folder)
+    empty_repository(folder)
     for name, text in {"dvc.yaml": stages, **inputs}.items():
         (folder / name).write_text(text)
     return folder

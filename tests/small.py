@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
-from workspaces import run
+from workspaces import empty_repository, run
 
 STAGE = """stages:
   first:
@@ -54,7 +54,4 @@ def two_stages(workspace: Path) -> Path:
     write_notebook(workspace / "pipelines" / "second.ipynb", *second, parameters="factor: float = 1.0  # of the count")
     (workspace / "dvc.yaml").write_text(STAGE)
     (workspace / "params.yaml").write_text(yaml.safe_dump({"first": {"rows": 4, "name": "b"}, "second": {"factor": 2.5}}))
-    run("git", "init", "--quiet", cwd=workspace)
-    run("dvc", "init", "--quiet", cwd=workspace)
-    run("dvc", "config", "core.analytics", "false", cwd=workspace)
-    return workspace
+    return empty_repository(workspace)

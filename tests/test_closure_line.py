@@ -3,11 +3,12 @@
 import ast
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
-from workspaces import ROOT, run, small_workspace
+from workspaces import ROOT, empty_repository, run, small_workspace
 
 from labline.notebooks.closure.export import handed_values
 from labline.notebooks.closure.find import find_closure
@@ -55,10 +56,10 @@ def repro(workspace: Path) -> list[str]:
     return re.findall(r"Running stage '(\w+)'", said)
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def workspace_to_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace of two modules and two stages that ran: `first` uses `hours`, `second` uses `speed`, which uses `hours`."""
-    folder = tmp_path / "trips of May"
+    folder = tmp_path_factory.mktemp("one") / "trips of May"
     write_notebook(folder / "nbs" / "00_units.ipynb", "#| default_exp units", f"#| export\n{UNITS}")
     write_notebook(folder / "nbs" / "01_speed.ipynb", "#| default_exp speed", f"#| export\n{SPEED}")
     write_notebook(folder / "pipelines" / "first.ipynb", "from trips.units import hours\nhours(60)")
@@ -68,12 +69,17 @@ def workspace(tmp_path: Path) -> Path:
     for name, text in {**files, ".gitignore": IGNORED, ".dvcignore": "__pycache__/\n", "trips/__init__.py": '__version__ = "0.1.0"\n'}.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
-    for words in ("git init --quiet", "dvc init --quiet", "dvc config core.analytics false", f"dvc remote add --default --quiet here {tmp_path}/remote"):
-        run(*words.split(" ", 6), cwd=folder)
+    run("dvc", "remote", "add", "--default", "--quiet", "here", str(folder.with_name("remote")), cwd=empty_repository(folder))
     assert repro(folder) == ["export", "first", "second"]
     run("git", "add", "--all", cwd=folder)
     run("git", "-c", "user.name=Test", "-c", "user.email=test@example.org", "commit", "--quiet", "--message", "A workspace", cwd=folder)
     return folder
+
+
+@pytest.fixture
+def workspace(workspace_to_copy: Path, tmp_path: Path) -> Path:
+    """A copy of that workspace, in which nothing is to be done."""
+    return Path(shutil.copytree(workspace_to_copy, tmp_path / workspace_to_copy.name))
 
 
 def test_a_stage_runs_again_when_its_code_changed_and_only_then(workspace: Path) -> None:

@@ -133,18 +133,26 @@ def kill_during(workspace: Path, stage: str) -> None:
     hold.unlink()
 
 
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The record of a run of two stages that nothing disturbed."""
+    workspace = two_stages(tmp_path_factory.mktemp("clean") / "a workspace")
+    run("dvc", "repro", cwd=workspace)
+    return (workspace / "dvc.lock").read_bytes()
+
+
 @pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
-def test_a_killed_repro_is_finished_by_the_next_one_with_the_same_result(tmp_path: Path, shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_repro_is_finished_by_the_next_one_with_the_same_result(clean: bytes, tmp_path: Path, shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the first stage, and once more in the second, which the next run gets to."""
     monkeypatch.setenv("SHELL", shell)
-    clean = two_stages(tmp_path / "clean run")
-    run("dvc", "repro", cwd=clean)
-    for stage in ("first", "second"):
-        workspace = two_stages(tmp_path / f"killed in {stage}")
+    workspace = two_stages(tmp_path / "killed")
+    executed = {stage: workspace / "build" / stage / f"{stage}.ipynb" for stage in ("first", "second")}
+    for stage, path in executed.items():
         kill_during(workspace, stage)
-        assert "has not finished" in (workspace / "build" / stage / f"{stage}.ipynb").read_text()
-        run("dvc", "repro", cwd=workspace)
-        assert (workspace / "dvc.lock").read_bytes() == (clean / "dvc.lock").read_bytes()
-        assert "has not finished" not in (workspace / "build" / stage / f"{stage}.ipynb").read_text()
+        assert "has not finished" in path.read_text()
+    run("dvc", "repro", cwd=workspace)
+    assert (workspace / "dvc.lock").read_bytes() == clean
+    assert not any("has not finished" in path.read_text() for path in executed.values())
 
 
 def test_a_stage_that_fails_is_run_again_and_the_good_ones_are_not(tmp_path: Path) -> None:
@@ -171,9 +179,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_leaves_nothing_that_counts_and_the_next_run_finishes(tmp_path: Path, small_disk: Path) -> None:
-    clean, workspace = two_stages(tmp_path / "clean run"), two_stages(small_disk / "workspace")
-    run("dvc", "repro", cwd=clean)
+def test_a_full_disk_leaves_nothing_that_counts_and_the_next_run_finishes(clean: bytes, small_disk: Path) -> None:
+    workspace = two_stages(small_disk / "workspace")
     (workspace / "ballast").write_bytes(b"x" * (shutil.disk_usage(workspace).free - 20_000))
     done = run("dvc", "repro", cwd=workspace, check=False)
     assert done.returncode != 0 and "No space left on device" in done.stderr
@@ -181,7 +188,7 @@ def test_a_full_disk_leaves_nothing_that_counts_and_the_next_run_finishes(tmp_pa
     assert list((workspace / "build").rglob("*.part")) == []
     (workspace / "ballast").unlink()
     run("dvc", "repro", cwd=workspace)
-    assert (workspace / "dvc.lock").read_bytes() == (clean / "dvc.lock").read_bytes()
+    assert (workspace / "dvc.lock").read_bytes() == clean
 
 
 def test_a_notebook_that_cannot_be_saved_leaves_the_old_one_whole(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
-"""Small workspaces for tests: a copy of this one with little data and short training."""
+"""Small workspaces for tests: a copy of this one with little data and short training, and empty repositories."""
 
+import atexit
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,22 @@ def run(*command: str, cwd: Path, check: bool = True, timeout: int = 900, **envi
     if check and done.returncode:
         raise AssertionError(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")
     return done
+
+
+@functools.cache
+def repository_to_copy() -> Path:
+    """An empty repository of git and DVC; one for the whole test run."""
+    folder = Path(tempfile.mkdtemp(prefix="labline-repository-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    run("git", "init", "--quiet", cwd=folder)
+    run("dvc", "init", "--quiet", cwd=folder)
+    run("dvc", "config", "core.analytics", "false", cwd=folder)
+    return folder
+
+
+def empty_repository(folder: Path) -> Path:
+    """Make a folder, which may be there already, an empty repository of git and DVC."""
+    return Path(shutil.copytree(repository_to_copy(), folder, dirs_exist_ok=True))
 
 
 def copy_sources(folder: Path) -> Path:
