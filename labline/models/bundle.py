@@ -144,6 +144,12 @@ class Bundle:
         return cls(path=Path(path), name=sealed["name"], digest=file_digest(evidence / "digests.json"), contract=contract, card=card, **parts)
 
     @property
+    def held_out(self) -> Path | None:
+        """The parquet file with the rows that the model was judged on, see `labline.models.held_out`; None in a bundle without it."""
+        path = Path(self.path, EVIDENCE, "held_out.parquet")
+        return path if path.is_file() else None
+
+    @property
     def asof_files(self) -> dict[str, Path]:
         """The parquet file of each as-of table, by name."""
         return {path.stem: path for path in sorted(Path(self.path, EVIDENCE, "asof").glob("*.parquet"))}

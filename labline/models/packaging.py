@@ -152,7 +152,8 @@ def asof_files(folder: str | Path) -> dict[str, Path]:
 # %% ../../nbs/360_models.packaging.ipynb #7dfb8bc5
 def build_bundle(
     destination: str | Path, model: str | Path, contract: str | Path, samples: list[dict[str, str | float]], *, reference: Mapping[str, Any],
-    lineage: Mapping[str, Any], card: str, asof: Mapping[str, str | Path], verify: Callable[[Path], Mapping[str, Any]] | None = None,
+    lineage: Mapping[str, Any], card: str, asof: Mapping[str, str | Path], held_out: str | Path | None = None,
+    verify: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Bundle:
     """Make a release bundle, prove it in a fresh process, verify it, and seal it.
 
@@ -166,6 +167,7 @@ def build_bundle(
     lineage : where the model comes from, as plain values.
     card : the model card in Markdown.
     asof : name → parquet file of each as-of table.
+    held_out : parquet file of the rows that the model was judged on, see `labline.models.held_out`; without it the model cannot be monitored.
     verify : takes the folder of the sealed draft, named by the version, and returns the content of `verify.json`, or raises; it must leave the folder as it is.
 
     Raises
@@ -179,6 +181,8 @@ def build_bundle(
     try:
         shutil.copytree(model, partial)
         _collect(partial, contract, asof, card, {"reference": reference, "lineage": lineage})
+        if held_out is not None:
+            shutil.copyfile(held_out, partial / EVIDENCE / "held_out.parquet")
         answers = answer(partial, samples)
         _write_json(partial, "samples", {"signature_name": "serving_default", "instances": samples, "predictions": answers})
         _write_json(partial, "proof", prove(answers, *fresh_answers(partial, partial / EVIDENCE / "samples.json")))

@@ -74,17 +74,19 @@ def describe_moments(values: pa.Array | pa.ChunkedArray) -> dict[str, Any]:
     return known | {"missing": _share(values.null_count, len(values))}
 
 # %% ../../nbs/345_models.reference.ipynb #4ed161b4
-def reference(rows: pd.DataFrame | str | Path, contract: Contract) -> dict[str, Any]:
+def reference(rows: pd.DataFrame | str | Path, contract: Contract, importance: pd.DataFrame | None = None) -> dict[str, Any]:
     """What training rows looked like, as plain values for `reference.json`.
 
     Parameters
     ----------
     rows : the training rows, or the parquet file that holds them, with the columns of the raw row.
     contract : names the columns.
+    importance : permutation importance of the columns, as `labline.models.robustness.importance` gives it; none leaves it out.
 
     Returns
     -------
-    `rows`, and `columns`: for each column of the raw row what `describe_numbers`, `describe_texts` or `describe_moments` says of it.
+    `rows`, and `columns`: for each column of the raw row what `describe_numbers`, `describe_texts` or `describe_moments` says of it; and `importance`: column →
+    growth of the mean absolute error when the column is shuffled, in the target's unit.
 
     Raises
     ------
@@ -99,7 +101,8 @@ def reference(rows: pd.DataFrame | str | Path, contract: Contract) -> dict[str, 
             if absent:
                 raise DataError(f"columns of the raw row are missing: {names(absent)}", remedy="Run `dvc repro prepare` with this contract", where=where)
             described = {name: _describe(file.read([name]).column(name), column) for name, column in contract.row.items()}
-            return {"rows": file.metadata.num_rows, "columns": described}
+            relied = {} if importance is None else {"importance": dict(zip(importance["column"], map(float, importance["importance"]), strict=True))}
+            return {"rows": file.metadata.num_rows, "columns": described} | relied
     except FileNotFoundError:
         raise DataError("the file does not exist", remedy="Run `dvc repro prepare`", where=where) from None
     except pa.ArrowInvalid as problem:
