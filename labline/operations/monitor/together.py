@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'SPREADS', 'Together', 'components', 'distances', 'together']
 
-# %% ../../../nbs/756_operations.monitor.together.ipynb #4c938e0c
+# %% ../../../nbs/756_operations.monitor.together.ipynb #65daa029
 import math
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from .reference import Reference
 from .sample import matrix
-from .usual import stretch_days
+from .usual import spread_of_means
 
 # %% ../../../nbs/756_operations.monitor.together.ipynb #93f1481a
 KEPT = 0.65
@@ -72,7 +72,7 @@ def distances(fitted: Pipeline, numbers: NDArray[np.float64]) -> NDArray[np.floa
     scaled = fitted[:-1].transform(numbers)
     return np.linalg.norm(scaled - fitted[-1].inverse_transform(fitted[-1].transform(scaled)), axis=1)
 
-# %% ../../../nbs/756_operations.monitor.together.ipynb #a517e236
+# %% ../../../nbs/756_operations.monitor.together.ipynb #1ef0e227
 def together(drawn: pd.DataFrame, reference: Reference, hours: float) -> Together:
     """Hold a window against the way in which columns went together.
 
@@ -84,16 +84,7 @@ def together(drawn: pd.DataFrame, reference: Reference, hours: float) -> Togethe
     """
     fitted = components(reference)
     errors = distances(fitted, matrix(reference.rows, reference))
-    mean, spread = float(errors.mean()), _spread(errors, reference.days, hours)
+    mean, spread = float(errors.mean()), spread_of_means(errors, reference.days, hours)
     chance = float(errors.std()) / math.sqrt(len(drawn))
     reach = SPREADS * math.hypot(spread, chance)
     return Together(float(distances(fitted, matrix(drawn, reference)).mean()), mean, mean - reach, mean + reach, len(drawn))
-
-
-def _spread(errors: NDArray[np.float64], days: NDArray[np.int64], hours: float) -> float:
-    """The standard deviation of the mean over stretches as long as the window."""
-    sums, counts = (np.append(0, np.bincount(days, weights=weights).cumsum()) for weights in (errors, np.ones(len(errors))))
-    length = stretch_days(len(sums) - 1, hours)
-    rows = counts[length:] - counts[:-length]
-    means = ((sums[length:] - sums[:-length]) / np.maximum(rows, 1))[rows > 0]
-    return float(means.std(ddof=1)) if len(means) > 1 else 0.0
