@@ -65,7 +65,7 @@ def run_stage() -> Callable[..., Path]:
         executed.parent.mkdir(parents=True, exist_ok=True)
         given = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
         command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", kernel, str(ROOT / "pipelines" / f"{stage}.ipynb"), str(executed), *given]
-        done = subprocess.run(command, cwd=workspace, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{stage} ended with {done.returncode}\n{done.stderr[-6000:]}"
         return executed
 

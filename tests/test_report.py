@@ -87,7 +87,7 @@ def test_what_is_not_there_is_told_with_what_there_is(workspace: Path, options: 
 def test_the_page_shows_no_code_and_fetches_nothing(workspace: Path) -> None:
     """Executed by the line's own engine, as `dvc repro` does it."""
     notebook = Path(__file__).parents[1] / "pipelines/report.ipynb"
-    command = [sys.executable, "-m", "papermill", "--engine", "labline", "-k", "python3", "--no-progress-bar", str(notebook), "build/page/report.ipynb"]
+    command = [sys.executable, "-m", "papermill", "--engine", "labline", "-k", "labline", "--no-progress-bar", str(notebook), "build/page/report.ipynb"]
     command += ["-r", "segment_column", "depot.region"]
     (workspace / "build/page").mkdir(exist_ok=True)
     done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, timeout=600, check=False)
