@@ -21,6 +21,7 @@ from .notebooks.kernels import commands as kernel_commands
 from .notebooks.parameters import convert
 from .notebooks.runner.commands import repro, run
 from .serving import commands as serving_commands
+from .operations import report_commands
 from .serving import scoring_commands
 from .settings import find_workspace, resolve
 
@@ -164,6 +165,10 @@ app.add_typer(key_app, name="key")
 # %% ../nbs/920_cli.ipynb #e4c9a3da
 app.command()(plainly(scoring_commands.score))
 app.command()(plainly(scoring_commands.verify))
+
+# %% ../nbs/920_cli.ipynb #ccf9e729
+app.command()(plainly(report_commands.report))
+app.command()(plainly(report_commands.reports))
 
 # %% ../nbs/920_cli.ipynb #6d40818e
 def option_name(kind: type) -> str:

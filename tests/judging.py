@@ -104,6 +104,7 @@ def make_workspace(folder: Path) -> Path:
     bounds = {part: {"from": f"{first}T00:00:00", "until": f"{last}T00:00:00"} for part, (first, last) in BOUNDS.items()}
     split = {"method": "time", "bounds": bounds, "rows": {part: len(rows) for part, rows in parts.items()}}
     (folder / "build/prepare/split.json").write_text(json.dumps(split))
+    (folder / "build/validate/version.json").write_text('{"md5": null}')
     for candidate, knows_depots in (("linear", False), ("tree", True), ("boosting", True)):
         Rule(knows_depots).export(folder / f"build/train/{candidate}/model")
         predictions(parts["validation"], knows_depots).to_parquet(folder / f"build/train/{candidate}/predictions.parquet", index=False)

@@ -52,7 +52,11 @@ tbody tr:hover { background: var(--shade) }
 .banner { margin-bottom: 2rem; padding: .4rem 1.2rem; border-left: 4px solid var(--bad); background: #fef3f2 } .banner h2 { border: 0; margin-top: .5rem }
 .ansi-red-fg { color: #b42318 } .ansi-green-fg { color: #18794e } .ansi-yellow-fg { color: #946800 } .ansi-blue-fg { color: #0b6e99 }
 .ansi-cyan-fg { color: #0e7c86 } .ansi-magenta-fg { color: #8e3b8e } .ansi-bold { font-weight: 600 }
-@media print { main { max-width: none; padding: 0 } .code, .output { break-inside: avoid } }
+@page { size: A4; margin: 14mm }
+@media print {
+  body { font-size: 12.5px } main { max-width: none; padding: 0 } h2 { margin-top: 1.2rem }
+  img, tr, .output { break-inside: avoid } h1, h2, h3, h4, .text { break-after: avoid } .text td, .text li { break-after: auto }
+}
 """
 
 # %% ../../nbs/430_notebooks.html.ipynb #73eafd72
