@@ -20,6 +20,7 @@ from .errors import LablineError, ParameterError, unknown
 from .notebooks.kernels import commands as kernel_commands
 from .notebooks.parameters import convert
 from .notebooks.runner.commands import repro, run
+from .operations import release_commands
 from .serving import commands as serving_commands
 from .operations import report_commands
 from .serving import scoring_commands
@@ -150,11 +151,16 @@ kernel_app.command()(plainly(kernel_commands.status))
 kernel_app.command()(plainly(kernel_commands.stop))
 app.add_typer(kernel_app, name="kernel")
 
+# %% ../nbs/920_cli.ipynb #685c6025
+app.command()(plainly(release_commands.release))
+app.command()(plainly(release_commands.promote))
+app.command()(plainly(release_commands.rollback))
+app.command()(plainly(release_commands.releases))
+app.command()(plainly(release_commands.fetch))
+
 # %% ../nbs/920_cli.ipynb #e8df03e7
-app.command()(plainly(serving_commands.serve))
-app.command()(plainly(serving_commands.deploy))
-app.command()(plainly(serving_commands.rollback))
-app.command()(plainly(serving_commands.releases))
+app.command()(plainly(release_commands.serve))
+app.command()(plainly(release_commands.deploy))
 app.command()(plainly(serving_commands.end))
 key_app = typer.Typer(no_args_is_help=True, help="Make, list and remove keys of the service.")
 key_app.command("add")(plainly(serving_commands.add_key))

@@ -194,7 +194,7 @@ def change_at_once(hosted: Hosted, ledger: Ledger, change: Callable[[ModelState,
     return report(hosted.live, "live", before, begin, {"warnings": warnings})
 
 # %% ../../nbs/620_serving.deployment.ipynb #697baa25
-FOLDERS = "build/package:runs/releases"
+FOLDERS = "runs/releases:build/package"
 
 
 @contextmanager

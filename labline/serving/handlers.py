@@ -228,8 +228,9 @@ class Releases:
         self.service = service
 
     async def show(self, exchange: Exchange) -> Reply:
-        """`GET /releases`: what answers."""
-        return json_reply({"models": [standing_facts(hosted) for hosted in self.service.host.models.values()]})
+        """`GET /releases`: what answers, and the stage that is followed, if one is."""
+        follows = {"follows": stage} if (stage := self.service.settings.stage) else {}
+        return json_reply({"models": [standing_facts(hosted) for hosted in self.service.host.models.values()], **follows})
 
     async def deploy(self, exchange: Exchange) -> Reply:
         """`POST /releases`: bring a release into service."""

@@ -56,7 +56,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     stale_hours: Annotated[float, Meta(gt=0, description="age from which a looked-up table is warned of as stale")] = 48.0
     warmup_rows: Annotated[int, Meta(ge=0, description="logged rows that a new release answers before it takes over")] = 256
     state: Annotated[str, _means("file that says which releases are live, for a restart and for other workers")] = "runs/serving/state.json"
-    folders: Annotated[str, _means("folders, colons between them, from which releases may be loaded; empty for `build/package` and `runs/releases`")] = ""
+    stage: Annotated[str, _means("stage of the release registry that is served and followed, for instance `prod`; empty for none")] = ""
+    folders: Annotated[str, _means("folders, colons between them, from which releases may be loaded; empty for `runs/releases` and `build/package`")] = ""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _means("how much the service tells of itself")] = "info"
 
     @classmethod
