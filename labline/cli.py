@@ -157,6 +157,7 @@ app.command()(plainly(release_commands.promote))
 app.command()(plainly(release_commands.rollback))
 app.command()(plainly(release_commands.releases))
 app.command()(plainly(release_commands.fetch))
+app.command()(plainly(release_commands.trace))
 
 # %% ../nbs/920_cli.ipynb #e8df03e7
 app.command()(plainly(release_commands.serve))
