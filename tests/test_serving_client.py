@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from labline.errors import LablineError
-from labline.serving.client import AsyncClient, Client, ClientError, Delivery, Patience, Prediction, Refusal
+from labline.serving.client import AsyncClient, Client, ClientError, Delivery, Patience, Prediction, Receipt, Refusal
 
 QUICK = Patience(attempts=4, seconds=5.0, first_pause=0.01, longest_pause=0.05)
 Answer = Callable[["Service", Any], Response | None]
@@ -248,6 +248,31 @@ def test_actuals_and_releases() -> None:
     assert report == Delivery(2, 0, 0, 2, [{"path": "actuals[2].value", "message": "is no number"}])
     assert {headers["authorization"] for _, headers, _ in service.requests} == {"Bearer a-key"}
     assert [path for path, *_ in service.requests] == ["/actuals", "/actuals", "/releases"]
+
+
+def test_rows_of_a_raw_table() -> None:
+    """In batches; what was refused is told by its place among all rows."""
+
+    def count(service: Service, body: Any) -> Response:
+        errors = [{"path": f"rows[{place}].rain_mm", "message": "-1 is below 0"} for place, row in enumerate(body["rows"]) if row["rain_mm"] < 0]
+        return JSONResponse({"new": len(body["rows"]) - len(errors), "replaced": 0, "repeated": 0, "errors": errors})
+
+    rows = pd.DataFrame({"observed_at": pd.date_range("2025-03-03", periods=3, freq="h"), "rain_mm": [0.0, 0.4, -1.0]})
+    with run(Service(count, count)) as service, Client(service.url, model="eta", batch_rows=2, concurrency=1) as client:
+        receipt = client.send_rows("weather", rows)
+    assert receipt == Receipt(2, 0, 0, [{"path": "rows[2].rain_mm", "message": "-1 is below 0"}])
+    assert [path for path, *_ in service.requests] == ["/tables/weather"] * 2
+
+
+def test_an_odd_answer_to_rows_is_an_error() -> None:
+    """Also on an event loop."""
+
+    async def send(url: str) -> None:
+        async with AsyncClient(url) as client:
+            await client.send_rows("weather", [{"rain_mm": 0.0}])
+
+    with run(Service(lambda service, body: JSONResponse({"hello": 1}))) as service, pytest.raises(ClientError, match="not that of a labline service"):
+        asyncio.run(send(service.url))
 
 
 def test_a_model_is_named_in_the_path(steady: Service) -> None:

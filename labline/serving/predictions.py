@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALWAYS', 'Prediction', 'Refusal', 'is_frame', 'records', 'encode', 'prediction_of', 'moved', 'predictions_of',
-           'as_frame', 'Delivery', 'delivery_of']
+           'as_frame', 'Delivery', 'delivery_of', 'Receipt', 'receipt_of']
 
 # %% ../../nbs/660_serving.predictions.ipynb #25b25b06
 import math
@@ -205,4 +205,36 @@ def delivery_of(reports: Sequence[Mapping[str, Any]], batch_rows: int) -> Delive
     batch_rows : items in each of them.
     """
     counts = {name: sum(report[name] for report in reports) for name in ("new", "corrected", "repeated", "unmatched")}
-    return Delivery(**counts, errors=[moved(error, place * batch_rows) for place, report in enumerate(reports) for error in report["errors"]])
+    return Delivery(**counts, errors=_errors(reports, batch_rows))
+
+
+def _errors(reports: Sequence[Mapping[str, Any]], batch_rows: int) -> list[dict[str, str]]:
+    return [moved(error, place * batch_rows) for place, report in enumerate(reports) for error in report["errors"]]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of rows of a raw table that were sent.
+
+    Parameters
+    ----------
+    new, replaced, repeated : how many were not known, took the place of another, or were known.
+    errors : what is wrong with those that were refused, each with its `path` and `message`.
+    """
+
+    new: int
+    replaced: int
+    repeated: int
+    errors: list[dict[str, str]]
+
+
+def receipt_of(reports: Sequence[Mapping[str, Any]], batch_rows: int) -> Receipt:
+    """The service's reports on several batches of rows as one.
+
+    Parameters
+    ----------
+    reports : of the batches, in their order.
+    batch_rows : rows in each of them.
+    """
+    counts = {name: sum(report[name] for report in reports) for name in ("new", "replaced", "repeated")}
+    return Receipt(**counts, errors=_errors(reports, batch_rows))
