@@ -78,7 +78,7 @@ def novelty(rows: ibis.Table, reference: Reference) -> dict[str, float]:
     found = flags.aggregate(**{name: flags[name].mean() for name in asked}).to_pandas().iloc[0]
     return {name: 0.0 if found[name] is None or pd.isna(found[name]) else float(found[name]) for name in asked}
 
-# %% ../../../nbs/752_operations.monitor.drift.ipynb #806c43e2
+# %% ../../../nbs/752_operations.monitor.drift.ipynb #2b17f159
 def drift(rows: ibis.Table, reference: Reference, hours: float, columns: Collection[str] = ()) -> pd.DataFrame:
     """How far each column of a window is from the reference.
 
@@ -91,7 +91,7 @@ def drift(rows: ibis.Table, reference: Reference, hours: float, columns: Collect
 
     Returns
     -------
-    One row for each thing that is watched: `name`, `column`, `part`; the shares `missing_before`, `missing` and `novel`; `median_before` and `median` of numbers; what `compare` says; `p_corrected`;
+    One row for each thing that is watched: `name`, `column`, `part`; the shares `missing_before`, `missing` and `novel`; `median_before` and `median` of numbers; `binned`, the rows in each bin; what `compare` says; `p_corrected`;
     `importance` and `at_stake` in the target's unit, NaN for the prediction, which is no input. What is most at stake comes first.
     """
     new, table = novelty(rows, reference), []
@@ -113,5 +113,5 @@ def _line(baseline: Baseline, counted: Counted, figures: dict[str, float], refer
         "name": one.name, "column": one.column, "part": one.part, "missing_before": before.missing / max(before.rows, 1),
         "missing": counted.missing / max(counted.rows, 1), "novel": novel,
         "median_before": before.quantile(0.5) if number else math.nan, "median": counted.quantile(0.5) if number else math.nan,
-        **figures, "importance": importance, "at_stake": importance * figures["moved"] if figures["moved"] or math.isnan(importance) else 0.0,
+        "binned": baseline.bins.count(counted), **figures, "importance": importance, "at_stake": importance * figures["moved"] if figures["moved"] or math.isnan(importance) else 0.0,
     }  # fmt: skip
