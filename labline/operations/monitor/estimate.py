@@ -20,7 +20,7 @@ from .reference import Reference
 from .sample import matrix
 from .usual import spread_of_means
 
-# %% ../../../nbs/760_operations.monitor.estimate.ipynb #9d99a5a3
+# %% ../../../nbs/760_operations.monitor.estimate.ipynb #98e692f9
 FOLDS = 5
 
 
@@ -58,6 +58,12 @@ class Estimator:
         unseen = cross_val_predict(regressor, inputs, losses, cv=KFold(FOLDS))
         factor = float(losses.mean() / unseen.mean()) if unseen.mean() > 0 else 1.0
         return cls(reference, regressor.fit(inputs, losses), factor, spread_of_means(losses - factor * unseen, reference.days, hours))
+
+    @classmethod
+    def known(cls, reference: Reference, hours: float, seed: int = 0) -> "Estimator":
+        """The same, learned once for a reference."""
+        found: Estimator = reference.once(lambda: cls.of(reference, hours, seed), "estimator", hours, seed)
+        return found
 
     def estimate(self, drawn: pd.DataFrame) -> Interval:
         """The mean absolute error that rows probably have, with two standard deviations to either side.

@@ -108,7 +108,7 @@ class Found:
         """The release for people, for instance `eta@v3`."""
         return f"{self.choice.model}@v{self.version}" if self.version else self.choice.model
 
-# %% ../../../nbs/766_operations.monitor.look.ipynb #ae7e4a12
+# %% ../../../nbs/766_operations.monitor.look.ipynb #6aa80cad
 FEW = 30
 
 
@@ -162,19 +162,30 @@ def look(log: OpenLog, reference: Reference, choice: Choice, now: float, options
         facts = count_window(log, rows, choice, window, now)
         moved = drift(rows, reference, window.hours) if facts.rows else pd.DataFrame()
         drawn = draw(rows, facts.rows, options.sample_rows, reference.contract, options.seed) if facts.rows >= FEW else None
+    estimator = Estimator.known(reference, window.hours, options.seed)
     joint = together(drawn, reference, window.hours) if drawn is not None else None
-    estimate = Estimator.of(reference, window.hours, options.seed).estimate(drawn) if drawn is not None else None
+    estimate = estimator.estimate(drawn) if drawn is not None else None
     seen = releases(log, choice.model)
     mine = seen[seen["digest"] == choice.digest] if choice.digest else seen
     settled = ripe(outcomes, bounds.least_coverage, min(bounds.least_rows, FEW))
+    expected = estimate
+    if settled is not None and settled.window != window:
+        expected = estimator.estimate(_rows_of(log, choice, settled, options, reference, now))
     service, unanswered = _service(options, now)
-    checks = judge(reference, facts, moved, joint, settled, before, estimate, bounds, now, _waiting(facts, outcomes, mine), bool(len(mine)))
+    error = error_check(settled, before, bounds, reference.contract, expected)
+    checks = judge(reference, facts, moved, joint, settled, before, estimate, bounds, now, _waiting(facts, outcomes, mine), bool(len(mine)), error)
     checks += list(service_checks(service, bounds)) if service else [] if unanswered is None else [unanswered]
     version = 0 if mine.empty or pd.isna(mine["version"].iloc[0]) else int(mine["version"].iloc[0])
     ordered = sorted(checks, key=lambda check: -("ok", "ignored", "warn", "alarm").index(check.status))
     return Found(reference, choice, now, facts, moved, joint, outcomes, settled, before, estimate, service, ordered, version)
 
-# %% ../../../nbs/766_operations.monitor.look.ipynb #96d8ce2f
+# %% ../../../nbs/766_operations.monitor.look.ipynb #46bccdc5
+def _rows_of(log: OpenLog, choice: Choice, outcome: Outcome, options: Options, reference: Reference, now: float) -> pd.DataFrame:
+    """A sample of the rows of an earlier window."""
+    with put_aside(log, with_actuals(log, choice.of(log.predictions, outcome.window), choice.model, now)) as rows:
+        return draw(rows, outcome.rows, options.sample_rows, reference.contract, options.seed)
+
+
 def _service(options: Options, now: float) -> tuple[Service | None, Check | None]:
     if not options.service:
         return None, None
@@ -194,7 +205,7 @@ def _waiting(facts: Facts, outcomes: list[Outcome], mine: pd.DataFrame) -> float
 
 def judge(
     reference: Reference, facts: Facts, moved: pd.DataFrame, joint: Together | None, settled: Outcome | None, before: Released,
-    estimate: Interval | None, bounds: Bounds, now: float, waiting: float, ever: bool,
+    estimate: Interval | None, bounds: Bounds, now: float, waiting: float, ever: bool, error: Check,
 ) -> list[Check]:
     """All findings but those on the service.
 
@@ -204,6 +215,7 @@ def judge(
     bounds : see there.
     now, waiting : the moment of the look, and the time from which on no actual value has come.
     ever : whether the release answered anything before.
+    error : the finding on the realised error.
     """
     checks = [rows_check(facts, bounds, ever)]
     grown = None
@@ -212,7 +224,7 @@ def judge(
     enough = moved if facts.rows >= bounds.least_rows else moved[moved["missing"] >= 1.0] if facts.rows >= FEW else moved.iloc[:0]
     checks += column_checks(enough, reference, bounds, grown)
     checks += [together_check(joint)] if joint is not None and facts.rows >= bounds.least_rows else []
-    checks += [error_check(settled, before, bounds, reference.contract), estimate_check(estimate, before, bounds, reference.contract)]
+    checks += [error, estimate_check(estimate, before, bounds, reference.contract)]
     rows = reference.rows
     held = ((rows["low"] <= rows["actual"]) & (rows["actual"] <= rows["high"])).mean() if rows["low"].notna().any() else math.nan
     ranged = range_check(settled, float(held))

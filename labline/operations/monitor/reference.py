@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Baseline', 'Reference']
 
-# %% ../../../nbs/746_operations.monitor.reference.ipynb #1ef0a8f6
-from collections.abc import Mapping
+# %% ../../../nbs/746_operations.monitor.reference.ipynb #33bf649f
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +65,7 @@ class Baseline:
             by_day[int(day)] = bins.count(count_frame(part, rule))
         return cls(one, rule, counted, bins, by_day)
 
-# %% ../../../nbs/746_operations.monitor.reference.ipynb #b0074ee0
+# %% ../../../nbs/746_operations.monitor.reference.ipynb #a5925feb
 @dataclass(frozen=True)
 class Reference:
     """What a model saw and how wrong it was, when it was judged.
@@ -89,7 +89,7 @@ class Reference:
     columns: Mapping[str, Baseline]
     training: Mapping[str, Mapping[str, Any]]
     importance: Mapping[str, float]
-    _usual: dict[tuple[str, float], Usual] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
 
     @property
     def error(self) -> float:
@@ -100,6 +100,18 @@ class Reference:
         """The importance of a column, not below 0; infinite where nobody measured it, so that its changes count."""
         return max(0.0, float(self.importance.get(column, np.inf)))
 
+    def once(self, compute: Callable[[], Any], *key: Any) -> Any:
+        """What something computes from the reference, kept for the next time.
+
+        Parameters
+        ----------
+        compute : makes it.
+        key : under which it is kept.
+        """
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
+
     def usual(self, name: str, hours: float) -> Usual:
         """How much stretches as long as a window differ in one column; computed once.
 
@@ -108,10 +120,8 @@ class Reference:
         name : of what is watched.
         hours : of the window.
         """
-        key = (name, hours)
-        if key not in self._usual:
-            self._usual[key] = usual(self.columns[name].by_day, hours)
-        return self._usual[key]
+        found: Usual = self.once(lambda: usual(self.columns[name].by_day, hours), "usual", name, hours)
+        return found
 
     @classmethod
     def of(cls, bundle: Bundle) -> "Reference":

@@ -195,7 +195,7 @@ def together_check(found: Together) -> Check:
     how = "less" if found.error > found.high else "more"
     return Check("together", "warn", f"Columns go together {how} closely than in any ordinary stretch of time, whatever each does for itself.", figures)
 
-# %% ../../../nbs/764_operations.monitor.verdict.ipynb #0cbe17bf
+# %% ../../../nbs/764_operations.monitor.verdict.ipynb #7932d0c4
 def grew(value: float, low: float, before: Released, bounds: Bounds) -> str:
     """Whether an error is a reason to do something: `ok`, `warn` or `alarm`.
 
@@ -212,7 +212,7 @@ def grew(value: float, low: float, before: Released, bounds: Bounds) -> str:
     return "alarm" if growth >= bounds.error_alarm else "warn"
 
 
-def error_check(outcome: Outcome | None, before: Released, bounds: Bounds, contract: Contract) -> Check:
+def error_check(outcome: Outcome | None, before: Released, bounds: Bounds, contract: Contract, expected: Interval | None = None) -> Check:
     """The finding on the realised error of the latest window whose actual values have come.
 
     Parameters
@@ -220,6 +220,7 @@ def error_check(outcome: Outcome | None, before: Released, bounds: Bounds, contr
     outcome : of that window; None while there is none.
     before : the error at the release.
     bounds, contract : see there.
+    expected : the estimate for the rows of that window; None where there is none.
     """
     words = Words.of(contract)
     if outcome is None or outcome.growth is None:
@@ -233,9 +234,14 @@ def error_check(outcome: Outcome | None, before: Released, bounds: Bounds, contr
     text = f"From {span}, predictions were off by {words.amount(mae.value)} on average{between}; when the model was released it was {words.amount(before.error)}"
     known = f"Known for {outcome.coverage:.0%} of {outcome.rows:,} predictions."
     status = grew(mae.value, growth.low, before, bounds)
+    explained = status == "alarm" and expected is not None and mae.low <= expected.high
+    if expected is not None:
+        figures["expected"] = expected.value
     how = f", {abs(percent):.0f} % {'more' if percent > 0 else 'less'}" if abs(percent) >= 0.5 else ""
     why = " Ordinary weeks do not bring that." if status != "ok" else ""
-    return Check("error", status, f"{text}{how}.{why} {known}", figures)
+    if explained and expected is not None:
+        why = f" Most of it comes with the rows, which are harder than usual: on such rows {words.amount(expected.value)} were to be expected."
+    return Check("error", "warn" if explained else status, f"{text}{how}.{why} {known}", figures)
 
 
 def estimate_check(estimate: Interval | None, before: Released, bounds: Bounds, contract: Contract) -> Check:
@@ -252,7 +258,7 @@ def estimate_check(estimate: Interval | None, before: Released, bounds: Bounds, 
         return Check("estimate", "ok", "The present error cannot be estimated: there are too few predictions.")
     figures = {"estimate": estimate.value, "low": estimate.low, "high": estimate.high, "released": before.error}
     text = f"On these rows predictions are probably off by {words.amount(estimate.value)} ({estimate.low:.2f} to {estimate.high:.2f})"
-    status = grew(estimate.value, estimate.low - before.error, before, bounds)
+    status = "ok" if grew(estimate.value, estimate.low - before.error, before, bounds) == "ok" else "warn"
     return Check("estimate", status, f"{text}, by what the model did on such rows before.", figures)
 
 # %% ../../../nbs/764_operations.monitor.verdict.ipynb #ac165893
