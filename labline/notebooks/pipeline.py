@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFERENCE', 'Argument', 'read_commands', 'read_references', 'reads_as_text', 'check_argument', 'check_keys',
-           'check_parameters', 'read_pipeline']
+           'check_alone', 'check_parameters', 'read_pipeline']
 
 # %% ../../nbs/410_notebooks.pipeline.ipynb #97cfee0d
 import json
@@ -122,6 +122,24 @@ def check_keys(sections: Mapping[str, Mapping[str, Any]], used: set[tuple[str, s
                 options = sorted(option for place, option in used if place == section)
                 yield unknown("key", f"{section}.{key}", [f"{section}.{option}" for option in options], where)
 
+# %% ../../nbs/410_notebooks.pipeline.ipynb #bc7c961f
+def check_alone(notebooks: Mapping[str, Mapping[str, Parameter]], sections: Mapping[str, Mapping[str, Any]], where: str = "params.yaml") -> Iterator[LablineError]:
+    """An error for each value that a notebook which is not a stage would refuse.
+
+    Parameters
+    ----------
+    notebooks : name of the notebook, which is that of its section → its parameters.
+    sections : `params.yaml`: section → key → value.
+    where : the path, for errors.
+    """
+    for name, declared in notebooks.items():
+        for key, value in sections.get(name, {}).items():
+            try:
+                if key in declared:
+                    declared[key].take(value, f"{where}: {name}.{key}")
+            except ParameterError as problem:
+                yield problem
+
 # %% ../../nbs/410_notebooks.pipeline.ipynb #02dfba19
 def check_parameters(root: str | Path = ".") -> int:
     """Hold `params.yaml`, the notebooks of `pipelines/` and the commands of `dvc.yaml` against one another.
@@ -144,8 +162,11 @@ def check_parameters(root: str | Path = ".") -> int:
     pipeline, sections = read_pipeline(root / "dvc.yaml"), load_parameters(root / "params.yaml")
     notebooks = {path.relative_to(root).as_posix(): load_notebook(path) for path in sorted(root.glob("pipelines/*.ipynb"))}
     declared = {name: read_parameters(notebook, where=name) for name, notebook in notebooks.items()}
-    problems: list[LablineError] = list(check_keys(sections, read_references(pipeline)))
-    for argument in read_commands(pipeline):
+    arguments = list(read_commands(pipeline))
+    alone = {Path(name).stem: parameters for name, parameters in declared.items() if name not in {argument.notebook for argument in arguments}}
+    used = read_references(pipeline) | {(name, key) for name, parameters in alone.items() for key in parameters}
+    problems: list[LablineError] = [*check_keys(sections, used), *check_alone(alone, sections)]
+    for argument in arguments:
         try:
             if "${" not in argument.notebook and argument.notebook not in declared:
                 raise unknown("notebook", argument.notebook, declared, where=f"dvc.yaml: {argument.stage}")

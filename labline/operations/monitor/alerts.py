@@ -165,7 +165,7 @@ def run_command(channels: Channels, told: Mapping[str, Any]) -> None:
 
 SENDERS: dict[str, Callable[[Channels, Mapping[str, Any]], None]] = {"webhook": post, "mail": send_mail, "command": run_command}
 
-# %% ../../../nbs/770_operations.monitor.alerts.ipynb #244346ba
+# %% ../../../nbs/770_operations.monitor.alerts.ipynb #cfc70e10
 def _load(path: Path) -> dict[str, dict[str, Any]]:
     try:
         causes = json.loads(path.read_text(encoding="utf-8"))["causes"]
@@ -201,12 +201,13 @@ def tell(said: Mapping[str, Any], path: str | Path, channels: Channels, report: 
     """
     path = Path(path)
     causes, sent, failed = _load(path), [], []
+    going_on = {one["cause"] for one in said["checks"] if one["status"] in LEVELS}
     now = {one["cause"]: one for one in said["checks"] if LEVELS.get(one["status"], 0) >= LEVELS[channels.level]}
     for cause, one in now.items():
         causes[cause] = {"told": {}, "since": said["window"]["until"], **causes.get(cause, {}), "status": one["status"], "reason": one["reason"]}
     for channel in channels.names:
         begun = {cause: one for cause, one in now.items() if _above(causes[cause], channel, one["status"])}
-        over = {cause: one for cause, one in causes.items() if cause not in now and channel in one["told"]}
+        over = {cause: one for cause, one in causes.items() if cause not in going_on and channel in one["told"]}
         if not (begun or over):
             continue
         try:
