@@ -13,7 +13,10 @@ import pytest
 pytest_plugins = ["warmkernels"]
 ROOT = Path(__file__).parents[1]
 LIBRARIES = "import duckdb, ibis, keras, matplotlib.pyplot, pandas, pandera, seaborn, sklearn.ensemble, tensorflow"
-OF_OTHERS = ("ignore:fetch_arrow_table:DeprecationWarning",)  # ibis 12 calls it, duckdb 2.0 deprecated it
+OF_OTHERS = (
+    "ignore:fetch_arrow_table:DeprecationWarning",  # ibis 12 calls it, duckdb 2.0 deprecated it
+    "ignore:_NoneStep.value:DeprecationWarning",  # dvc-data 3 calls it, pygtrie 2.5 deprecated it
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,10 +6,11 @@
 __all__ = ['Stage', 'Push', 'Reason', 'RELEASE', 'FETCH', 'IDENTITY', 'release', 'promote', 'rollback', 'taken', 'releases',
            'fetch', 'serve', 'check_state', 'deploy', 'trace']
 
-# %% ../../nbs/880_operations.release_commands.ipynb #8bd73c3a
+# %% ../../nbs/880_operations.release_commands.ipynb #0f4a67f6
 import json
 import os
 import re
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -141,7 +142,7 @@ def taken(outcome: "Outcome", url: str | None = None, key: str | None = None, se
         time.sleep(0.1)
     return f"The running service follows {outcome.stage} and has not taken {release.label} in {seconds:g} s; its log says why"
 
-# %% ../../nbs/880_operations.release_commands.ipynb #7a120fc4
+# %% ../../nbs/880_operations.release_commands.ipynb #8e0c09e8
 def releases(
     model: Annotated[str | None, typer.Option(help="Of one model.  [default: all]", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -181,7 +182,6 @@ def _registry(root: Path) -> "Registry | None":
 
 
 def _print_table(registry: "Registry", model: str | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from labline.operations.registry import table_rows
@@ -194,7 +194,13 @@ def _print_table(registry: "Registry", model: str | None) -> None:
     for row in rows:
         cells = row | {"stages": ", ".join(row["stages"])}
         table.add_row(*(cells[name] for name in columns), style="bold" if row["stages"] else "")
-    Console(soft_wrap=True, highlight=False).print(table)
+    _print(table)
+
+
+def _print(shown: Any) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(shown)
 
 # %% ../../nbs/880_operations.release_commands.ipynb #a8effd64
 def fetch(release: Annotated[str, typer.Argument(help="A release, as eta@v3.")], setting: Setting = None) -> None:
@@ -298,7 +304,7 @@ def deploy(
         release = str(found)
     typer.echo(describe(service.bring_into(release, canary, shadow, url, key)))
 
-# %% ../../nbs/880_operations.release_commands.ipynb #8cf50beb
+# %% ../../nbs/880_operations.release_commands.ipynb #0bc60e5f
 IDENTITY = "Id of a prediction; a release, as eta@v3; a metric, as mae or train@tree.mae; or a file below build/."
 
 
@@ -319,14 +325,11 @@ def trace(
     if html is not None:
         from labline.operations.trace_page import trace_page
 
-        write_text(place / html, trace_page(found))
+        write_text(place / html, trace_page(found, root))
         typer.echo(f"The page is {html}")
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False))
     elif html is None:
-        from rich.console import Console
-
         from labline.operations.trace_page import draw_tree
 
-        terminal = Console(highlight=False)
-        terminal.print(draw_tree(found), width=terminal.width if terminal.is_terminal else 160)
+        _print(draw_tree(found))

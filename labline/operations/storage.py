@@ -208,17 +208,21 @@ def fetch(storage: Storage, digest: str, commit: str | None = None) -> None:
             for _ in range(2):  # the folder first, and then the files that it lists
                 for missing in storage.lacking([digest]):
                     _take_from_git(storage, missing, f"{tracked}/files/md5/{missing[:2]}/{missing[2:]}", commit)
-    if not storage.lacking([digest]):
-        return
-    name, remedy = storage.remote.name, "Look at its address and rights with `dvc remote list` and `dvc pull`, then try again"
-    problem = f"the DVC remote `{name}` cannot be reached or read, or the cache cannot be written"
+    for _ in range(2):  # DVC takes a folder for complete whose list it has, so its files are asked for by themselves
+        if lacking := storage.lacking([digest]):
+            _pull(storage, [HashInfo("md5", one) for one in lacking])
+    if lacking := storage.lacking([digest]):
+        problem = f"neither the cache nor the DVC remote `{storage.remote.name}` has all files"
+        raise StorageError(problem, found=names(lacking, 3).replace("`", ""), remedy="Ask who released it to `dvc push` once more")
+
+
+def _pull(storage: Storage, wanted: list[Any]) -> None:
+    remedy = "Look at its address and rights with `dvc remote list` and `dvc pull`, then try again"
+    problem = f"the DVC remote `{storage.remote.name}` cannot be reached or read, or the cache cannot be written"
     with _told(problem, remedy) as reasons:
-        done = storage.repo.cloud.pull([HashInfo("md5", digest)], odb=storage.remote.odb)
+        done = storage.repo.cloud.pull(wanted, odb=storage.remote.odb)
         if done.failed:
             raise StorageError(f"{problem}: {plain_reason((reasons.found or ['no reason is given'])[0])}", remedy=remedy)
-    if lacking := storage.lacking([digest]):
-        found = names(lacking, 3).replace("`", "")
-        raise StorageError(f"neither the cache nor the DVC remote `{name}` has all files", found=found, remedy="Ask who released it to `dvc push` once more")
 
 
 def _take_from_git(storage: Storage, digest: str, path: str, commit: str) -> None:

@@ -6,9 +6,11 @@
 __all__ = ['HIDDEN', 'DRAWN', 'WIDE', 'HIGH', 'BOX', 'STYLE', 'plain', 'fact_lines', 'draw_tree', 'edges', 'columns', 'draw_map',
            'anchor', 'facts_table', 'card', 'coloured', 'cards', 'trace_page']
 
-# %% ../../nbs/870_operations.trace_page.ipynb #8bb9d05b
+# %% ../../nbs/870_operations.trace_page.ipynb #4d2c0026
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from ..notebooks.html import TYPOGRAPHY
@@ -126,7 +128,7 @@ def columns(pairs: list[tuple[str, str]]) -> dict[str, int]:
     starts = {title for title in titles if title not in {end for _, end in pairs}}
     return {title: last[title] if title in starts else found[title] for title in titles}
 
-# %% ../../nbs/870_operations.trace_page.ipynb #a44806cb
+# %% ../../nbs/870_operations.trace_page.ipynb #0f4d607a
 WIDE, HIGH, BOX = 132, 66, (112, 42)
 
 
@@ -156,9 +158,10 @@ def _curve(x: float, y: float, right: float, other: float) -> str:
 
 
 def _box(title: str, kind: str, x: float, y: float) -> str:
+    target, title = anchor(kind, title), title.rpartition("/")[2] if kind == "file" else title
     short = title if len(title) <= 14 else f"{title[:8]}…" if kind == "data" else f"{title[:12]}…"
     return (
-        f'<a href="#{escape(anchor(kind, title))}"><g class="{kind}"><rect x="{x:.0f}" y="{y - BOX[1] / 2:.0f}" width="{BOX[0]}" height="{BOX[1]}" rx="9"/>'
+        f'<a href="#{escape(target)}"><g class="{kind}"><rect x="{x:.0f}" y="{y - BOX[1] / 2:.0f}" width="{BOX[0]}" height="{BOX[1]}" rx="9"/>'
         f'<text class="kind" x="{x + BOX[0] / 2:.0f}" y="{y - 5:.0f}">{escape(kind)}</text>'
         f'<text x="{x + BOX[0] / 2:.0f}" y="{y + 11:.0f}">{escape(short)}</text><title>{escape(title)}</title></g></a>'
     )
@@ -173,7 +176,7 @@ def anchor(kind: str, title: str) -> str:
     """
     return f"{kind}-{''.join(letter if letter.isalnum() else '-' for letter in title)}"
 
-# %% ../../nbs/870_operations.trace_page.ipynb #4d3b972d
+# %% ../../nbs/870_operations.trace_page.ipynb #ac7ea2ed
 def facts_table(facts: Mapping[str, Any]) -> str:
     """Facts as rows of a table; long ones are folded.
 
@@ -194,12 +197,13 @@ def _shown(value: Any) -> str:
     return f"<code>{escape(text)}</code>" if code else escape(text)
 
 
-def card(step: Step) -> str:
-    """A step as a card.
+def card(step: Step, root: str | Path = ".") -> str:
+    """A step as a card; one of a picture shows it.
 
     Parameters
     ----------
     step : on the way.
+    root : of the workspace.
     """
     inner, facts = [], {name: value for name, value in step.facts.items() if name not in ("from", "made")}
     for part in step.behind:
@@ -211,8 +215,16 @@ def card(step: Step) -> str:
         elif part.kind == "code":
             inner.append(f"<h3>Code</h3>{facts_table({'closure': part.title, **part.facts})}")
     body = f"<p>{_shown(dict(facts))}</p>" if step.kind == "libraries" else facts_table(facts)
-    title = f"<span class='kind'>{escape(step.kind)}</span><h2>{escape(step.title)}</h2>"
+    title = f"<span class='kind'>{escape(step.kind)}</span><h2>{escape(step.title)}</h2>{_picture(step, Path(root))}"
     return f"<article class='{escape(step.kind)}' id='{escape(anchor(step.kind, step.title))}'>{title}{body}{''.join(inner)}</article>"
+
+
+def _picture(step: Step, root: Path) -> str:
+    path = root / step.title
+    if step.kind != "file" or path.suffix not in (".png", ".svg") or not path.is_file():
+        return ""
+    kind = {".png": "png", ".svg": "svg+xml"}[path.suffix]
+    return f'<img alt="{escape(step.title)}" src="data:image/{kind};base64,{b64encode(path.read_bytes()).decode()}">'
 
 
 def coloured(source: str) -> str:
@@ -258,7 +270,7 @@ article h3 { font-size: .92rem; margin: 1.1rem 0 .3rem } article p { max-width: 
 @media print { article { break-inside: avoid } }
 """
 
-# %% ../../nbs/870_operations.trace_page.ipynb #c4d13bde
+# %% ../../nbs/870_operations.trace_page.ipynb #6fa50f2c
 def cards(step: Step) -> Iterator[Step]:
     """The steps that have a card of their own, in the order of reading.
 
@@ -272,14 +284,15 @@ def cards(step: Step) -> Iterator[Step]:
             yield from cards(part)
 
 
-def trace_page(step: Step) -> str:
+def trace_page(step: Step, root: str | Path = ".") -> str:
     """The way back as an HTML page that refers to nothing outside itself.
 
     Parameters
     ----------
     step : where it begins.
+    root : of the workspace, for pictures.
     """
     title = f"The way back from {step.title}"
-    body = f"<h1><small>{escape(step.kind)}</small>{escape(title)}</h1>{draw_map(step)}{''.join(map(card, cards(step)))}"
+    body = f"<h1><small>{escape(step.kind)}</small>{escape(title)}</h1>{draw_map(step)}{''.join(card(one, root) for one in cards(step))}"
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
     return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}<style>{TYPOGRAPHY}{STYLE}</style></head>\n<body><main>{body}</main></body>\n</html>\n'

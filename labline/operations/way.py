@@ -6,7 +6,7 @@
 __all__ = ['Step', 'Moment', 'stage_step', 'made_by', 'parameters_of', 'libraries_of', 'way_back', 'data_step', 'commit_step',
            'library_steps']
 
-# %% ../../nbs/697_operations.way.ipynb #cac95db3
+# %% ../../nbs/697_operations.way.ipynb #561f17c5
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +23,7 @@ from ..notebooks.pipeline import read_commands
 from .cells import MadeBy, find_cell
 from .evidence import CHAMPION
 from .git import file_at, git
-from .lineage import data_version, git_state
+from .lineage import data_version, executed_parameters, git_state
 from .recorded import RecordedLine, RecordedStage, holds, read_line
 
 # %% ../../nbs/697_operations.way.ipynb #2cb4c186
@@ -106,7 +106,7 @@ class Moment:
             return False
         return now is not None and now.made == stage.made
 
-# %% ../../nbs/697_operations.way.ipynb #d6951b82
+# %% ../../nbs/697_operations.way.ipynb #a10ece34
 def stage_step(moment: Moment, stage: RecordedStage, path: str | None = None, behind: Iterable[Step] = ()) -> Step:
     """A stage on the way.
 
@@ -150,7 +150,7 @@ def made_by(moment: Moment, stage: RecordedStage, path: str) -> MadeBy | None:
 
 
 def parameters_of(moment: Moment, stage: RecordedStage) -> dict[str, Any]:
-    """What a stage's notebook ran with: all parameters where a bundle knows them, otherwise those that its command hands over.
+    """What a stage's notebook ran with: all parameters where a bundle or the executed notebook tells, otherwise those that its command hands over.
 
     Parameters
     ----------
@@ -159,8 +159,17 @@ def parameters_of(moment: Moment, stage: RecordedStage) -> dict[str, Any]:
     known = moment.origin.get("parameters", {}).get(stage.family)
     if known is not None and (stage.family != "train" or stage.name == moment.champion):
         return dict(known)
+    if stage.notebook is not None and (moment.root / stage.notebook).is_file() and moment.lies_here(stage):
+        return executed_parameters(moment.root / stage.notebook)
     given = read_commands({"stages": {stage.name: {"cmd": stage.command}}})
-    return {argument.parameter: argument.value if argument.option == "-r" else yaml.safe_load(argument.value) for argument in given}
+    return {argument.parameter: argument.value if argument.option == "-r" else _guess(argument.value) for argument in given}
+
+
+def _guess(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def libraries_of(moment: Moment, path: str, digest: str | None) -> dict[str, str]:
