@@ -81,7 +81,7 @@ def test_a_release_of_one_clone_is_served_promoted_and_taken_back_in_another(wor
             make(work, 2.2)
             repro(work, "A better model")
             second = release(work, share=True)
-            assert second.facts["live"]["release"] == "eta@v1" and "better than eta@v1, which is in prod." in second.note.body
+            assert second.facts["live"]["release"] == "eta@v1" and "better than eta@v1; that one is in prod." in second.note.body
             promote(work, "eta@v2", "prod", reason="it is better", share=True)
             until(address, "eta@v2")
             back = labline(other, "rollback", "--reason", "a trial", "--url", address).stdout
@@ -217,8 +217,7 @@ def test_a_full_disk_while_artifacts_are_pushed_leaves_no_tag_and_the_next_try_g
 
 FULL = """
 import resource, signal, sys
-from labline.operations.releasing import write_tag
-from labline.operations.tags import Tag
+from labline.operations.tags import Tag, write_tag
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 write_tag(sys.argv[1], Tag("eta", version=1), "HEAD", "a release")

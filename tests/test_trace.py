@@ -41,7 +41,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = releasable(tmp_path_factory.mktemp("traced") / "work")
     papermill = "true papermill pipelines/evaluate.ipynb build/evaluate/evaluate.ipynb -p within 5.0 -r baseline usual"
     pipeline = yaml.safe_load((work / "dvc.yaml").read_text())
-    pipeline["stages"]["evaluate"]["cmd"] = ["cp -r made/evaluate build/", papermill]
+    pipeline["stages"]["evaluate"]["cmd"] = ["cp -R made/evaluate build/", papermill]
     (work / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
     source = notebook("within: float = 3.0", "judged = overall(rows)", 'Path("build/evaluate/metrics.json").write_text(json.dumps(judged))')
     for place in ("pipelines", "made/evaluate"):

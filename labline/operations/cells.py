@@ -37,8 +37,8 @@ def said_names(node: ast.AST) -> Iterator[tuple[str, bool]]:
         for child in ast.iter_child_nodes(node):
             yield from said_names(child)
 
-# %% ../../nbs/695_operations.cells.ipynb #f35dff37
-WAYS = {4: "names it", 3: "puts its name together", 2: "may put its name together", 1: "makes the folder that it lies in"}
+# %% ../../nbs/695_operations.cells.ipynb #94f652e0
+WAYS = {4: "names it", 3: "puts its name together", 2: "puts such a name together", 1: "makes the folder that it lies in"}
 
 
 def explains(names: list[tuple[str, bool]], path: str, output: str) -> int:

@@ -145,7 +145,7 @@ def gather(root: str | Path, bundle: "Bundle") -> dict[str, Any]:
         "report": {"path": REPORT, "sha256": file_digest(report)},
     }
 
-# %% ../../nbs/687_operations.evidence.ipynb #687fc2cd
+# %% ../../nbs/687_operations.evidence.ipynb #ef478116
 def amount(interval: Mapping[str, float], unit: str | None = None, factor: float = 1.0) -> str:
     """A figure with its interval: `3.41 min (3.36 to 3.46)`.
 
@@ -173,9 +173,9 @@ def verdict(difference: Mapping[str, float], unit: str | None, other: str) -> st
         return f"{amount(difference, unit, -1)} better than {other}"
     if difference.get("low", 0.0) > 0:
         return f"{amount(difference, unit)} worse than {other}"
-    return f"not to be told from {other}: the difference is {amount(difference, unit)}"
+    return f"{amount(difference, unit)} from {other}, which may be chance"
 
-# %% ../../nbs/687_operations.evidence.ipynb #3df9c93b
+# %% ../../nbs/687_operations.evidence.ipynb #b58b142e
 def release_lines(label: str, evidence: Mapping[str, Any]) -> list[str]:
     """The lines of a release's tag for people; the first is its subject.
 
@@ -192,7 +192,7 @@ def release_lines(label: str, evidence: Mapping[str, Any]) -> list[str]:
         f"On {evidence['rows']:,} rows of the test set{days}; {verdict(evidence['baseline'], unit, 'the baseline')}.",
     ]
     if live and "difference" in live:
-        lines.append(f"On the same rows {verdict(live['difference'], unit, live['release'])}, which is in {live['stage']}.")
+        lines.append(f"On the same rows {verdict(live['difference'], unit, live['release'])}; that one is in {live['stage']}.")
     elif live:
         lines.append(f"Not held against {live['release']}, which is in {live['stage']}: {live['reason']}.")
     proof, data = evidence["verify"], evidence["data"]

@@ -112,7 +112,7 @@ def bring_apart(root: Path, release: Release, folders: str, seconds: float = 180
         raise ModelError(f"`{release.label}` could not be brought: {said[-1].rstrip('.')}", remedy=remedy)
     return folder
 
-# %% ../../nbs/693_operations.following.ipynb #c0983af7
+# %% ../../nbs/693_operations.following.ipynb #bbb03468
 class StageWatch:
     """Lets the service of a clone take what a stage is given.
 
@@ -136,18 +136,17 @@ class StageWatch:
         self.fetch_seconds, self.pauses, self.bringer = fetch_seconds if shared_remote(root) else 0.0, pauses, bringer
         self.files: list[Path] = tag_files(self.root)
         self.seen: tuple[tuple[int, int, int], ...] = ()
+        self.failed = self.seen
         self.wait, self.again, self.fetched, self.problem = pauses[0], 0.0, time.monotonic(), ""
 
     def look(self) -> list[Release]:
         """Take what the stage was given since the last look; the releases that are live from now on.
 
-        What fails is logged once, and tried again at a later look.
+        What fails is logged once, and tried again at a later look; at the next one if the tags have changed meanwhile.
         """
         self._fetch()
-        if time.monotonic() < self.again:
-            return []
         before, changed = tuple(map(stamp, self.files)), []
-        if before == self.seen:
+        if before == self.seen or (before == self.failed and time.monotonic() < self.again):
             return []
         try:
             registry = Registry.read(self.root)
@@ -158,7 +157,7 @@ class StageWatch:
                     self.taken[name] = live
         except (LablineError, OSError) as problem:
             self._tell(f"following {self.stage} failed, and is tried again: {problem}")
-            self.again, self.wait = time.monotonic() + self.wait, min(2 * self.wait, self.pauses[1])
+            self.failed, self.again, self.wait = before, time.monotonic() + self.wait, min(2 * self.wait, self.pauses[1])
         else:
             self.seen, self.wait, self.problem = before, self.pauses[0], ""
         for release in changed:

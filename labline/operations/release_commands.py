@@ -142,7 +142,7 @@ def taken(outcome: "Outcome", url: str | None = None, key: str | None = None, se
         time.sleep(0.1)
     return f"The running service follows {outcome.stage} and has not taken {release.label} in {seconds:g} s; its log says why"
 
-# %% ../../nbs/880_operations.release_commands.ipynb #8e0c09e8
+# %% ../../nbs/880_operations.release_commands.ipynb #6dc924c5
 def releases(
     model: Annotated[str | None, typer.Option(help="Of one model.  [default: all]", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -170,7 +170,7 @@ def releases(
     for line in serving_lines(running, {known.digest: known.label for known in registry.releases.values() if known.digest} if registry else {}):
         typer.echo(line)
 
-
+# %% ../../nbs/880_operations.release_commands.ipynb #b4ba68d3
 def _registry(root: Path) -> "Registry | None":
     from labline.operations.registry import Registry
 

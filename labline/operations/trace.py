@@ -24,7 +24,7 @@ from .way import Moment, Step, commit_step, way_back
 if TYPE_CHECKING:
     from labline.serving.store import Entry
 
-# %% ../../nbs/699_operations.trace.ipynb #bf48240d
+# %% ../../nbs/699_operations.trace.ipynb #320763b6
 def release_step(root: Path, registry: Registry, release: Release) -> Step:
     """A release, and all behind it.
 
@@ -41,11 +41,12 @@ def release_step(root: Path, registry: Registry, release: Release) -> Step:
     try:
         folder = bring(root, release)
         origin = json.loads((folder / "assets.extra" / "lineage.json").read_text(encoding="utf-8"))
-        facts["folder"] = str(folder)
+        facts["folder"] = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
     except (LablineError, OSError, ValueError) as problem:
         origin, facts["folder"] = {}, f"not here: {problem}"
     moment = Moment(root, read_line(root, commit), commit, origin)
     maker = moment.line.maker(PACKAGE)
+    # the folder below `build/package` that the tag's bundle came from is one of the model's; its number plays no part
     return Step("release", release.label, facts, tuple(way_back(moment, maker.name, f"{PACKAGE}/{release.name}/1") if maker else [commit_step(moment)]))
 
 # %% ../../nbs/699_operations.trace.ipynb #6790c284

@@ -128,7 +128,7 @@ def columns(pairs: list[tuple[str, str]]) -> dict[str, int]:
     starts = {title for title in titles if title not in {end for _, end in pairs}}
     return {title: last[title] if title in starts else found[title] for title in titles}
 
-# %% ../../nbs/870_operations.trace_page.ipynb #0f4d607a
+# %% ../../nbs/870_operations.trace_page.ipynb #c3611139
 WIDE, HIGH, BOX = 132, 66, (112, 42)
 
 
@@ -159,7 +159,7 @@ def _curve(x: float, y: float, right: float, other: float) -> str:
 
 def _box(title: str, kind: str, x: float, y: float) -> str:
     target, title = anchor(kind, title), title.rpartition("/")[2] if kind == "file" else title
-    short = title if len(title) <= 14 else f"{title[:8]}…" if kind == "data" else f"{title[:12]}…"
+    short = title if len(title) <= 14 else f"{title[:8]}…" if kind == "data" else f"{title[:11]}…"
     return (
         f'<a href="#{escape(target)}"><g class="{kind}"><rect x="{x:.0f}" y="{y - BOX[1] / 2:.0f}" width="{BOX[0]}" height="{BOX[1]}" rx="9"/>'
         f'<text class="kind" x="{x + BOX[0] / 2:.0f}" y="{y - 5:.0f}">{escape(kind)}</text>'
@@ -176,7 +176,7 @@ def anchor(kind: str, title: str) -> str:
     """
     return f"{kind}-{''.join(letter if letter.isalnum() else '-' for letter in title)}"
 
-# %% ../../nbs/870_operations.trace_page.ipynb #ac7ea2ed
+# %% ../../nbs/870_operations.trace_page.ipynb #2ab029ca
 def facts_table(facts: Mapping[str, Any]) -> str:
     """Facts as rows of a table; long ones are folded.
 
@@ -185,13 +185,13 @@ def facts_table(facts: Mapping[str, Any]) -> str:
     facts : of a step; empty ones are left out.
     """
     rows = [(name, value) for name, value in facts.items() if value not in (None, "", [], {}) and name != "source"]
-    return "<table class='facts'>" + "".join(f"<tr><th>{escape(name)}</th><td>{_shown(value)}</td></tr>" for name, value in rows) + "</table>" if rows else ""
+    return "<table class='facts'>" + "".join(f"<tr><th>{escape(name)}</th><td>{_shown(value, most=60 if name == 'row' else 8)}</td></tr>" for name, value in rows) + "</table>" if rows else ""
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, most: int = 8) -> str:
     if isinstance(value, Mapping) and "value" not in value:
         chips = "".join(f"<span class='chip'><b>{escape(str(name))}</b> {escape(plain(one))}</span>" for name, one in value.items())
-        return chips if len(value) <= 8 else f"<details><summary>{len(value)} values</summary>{chips}</details>"
+        return chips if len(value) <= most else f"<details><summary>{len(value)} values</summary>{chips}</details>"
     text = plain(value)
     code = isinstance(value, str) and ("/" in value or (len(value) >= 16 and " " not in value))
     return f"<code>{escape(text)}</code>" if code else escape(text)
