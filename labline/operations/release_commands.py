@@ -163,10 +163,8 @@ def releases(
 
         typer.echo(json.dumps({"releases": table_rows(registry, model) if registry else [], "running": running["models"]}, indent=1))
         return
-    if registry is None:
-        typer.echo("Nothing is released yet; `labline release` releases what `dvc repro` packaged")
-    else:
-        _print_table(registry, model)
+    nothing = "Nothing is released yet; `labline release` releases what `dvc repro` packaged"
+    typer.echo(nothing) if registry is None else _print_table(registry, model)
     for line in serving_lines(running, {known.digest: known.label for known in registry.releases.values() if known.digest} if registry else {}):
         typer.echo(line)
 
