@@ -30,7 +30,8 @@ def test_the_stage_makes_a_bundle_in_the_layout_of_tensorflow_serving(bundle: Pa
     """The model's files at the top, the evidence where a server ignores it."""
     names = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     model = {"saved_model.pb", "fingerprint.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"}
-    evidence = ("contract.yaml", "reference.json", "samples.json", "proof.json", "verify.json", "lineage.json", "card.md", "digests.json", "asof/usual.parquet", "held_out.parquet")
+    facts = ("reference.json", "samples.json", "proof.json", "verify.json", "lineage.json", "digests.json")
+    evidence = (*facts, "contract.yaml", "card.md", "asof/usual.parquet", "held_out.parquet")
     assert names == model | {f"assets.extra/{name}" for name in evidence}
     assert not [path for path in bundle.parent.iterdir() if path.name != "1"]
 
