@@ -112,7 +112,7 @@ def bring_apart(root: Path, release: Release, folders: str, seconds: float = 180
         raise ModelError(f"`{release.label}` could not be brought: {said[-1].rstrip('.')}", remedy=remedy)
     return folder
 
-# %% ../../nbs/693_operations.following.ipynb #bbb03468
+# %% ../../nbs/693_operations.following.ipynb #fc69d0aa
 class StageWatch:
     """Lets the service of a clone take what a stage is given.
 
@@ -136,7 +136,7 @@ class StageWatch:
         self.fetch_seconds, self.pauses, self.bringer = fetch_seconds if shared_remote(root) else 0.0, pauses, bringer
         self.files: list[Path] = tag_files(self.root)
         self.seen: tuple[tuple[int, int, int], ...] = ()
-        self.failed = self.seen
+        self.failed: tuple[tuple[int, int, int], ...] = ()
         self.wait, self.again, self.fetched, self.problem = pauses[0], 0.0, time.monotonic(), ""
 
     def look(self) -> list[Release]:

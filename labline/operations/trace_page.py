@@ -176,7 +176,7 @@ def anchor(kind: str, title: str) -> str:
     """
     return f"{kind}-{''.join(letter if letter.isalnum() else '-' for letter in title)}"
 
-# %% ../../nbs/700_operations.trace_page.ipynb #2ab029ca
+# %% ../../nbs/700_operations.trace_page.ipynb #3711b368
 def facts_table(facts: Mapping[str, Any]) -> str:
     """Facts as rows of a table; long ones are folded.
 
@@ -185,7 +185,8 @@ def facts_table(facts: Mapping[str, Any]) -> str:
     facts : of a step; empty ones are left out.
     """
     rows = [(name, value) for name, value in facts.items() if value not in (None, "", [], {}) and name != "source"]
-    return "<table class='facts'>" + "".join(f"<tr><th>{escape(name)}</th><td>{_shown(value, most=60 if name == 'row' else 8)}</td></tr>" for name, value in rows) + "</table>" if rows else ""
+    lines = [f"<tr><th>{escape(name)}</th><td>{_shown(value, most=60 if name == 'row' else 8)}</td></tr>" for name, value in rows]
+    return f"<table class='facts'>{''.join(lines)}</table>" if lines else ""
 
 
 def _shown(value: Any, most: int = 8) -> str:
