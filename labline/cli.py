@@ -20,9 +20,9 @@ from .errors import LablineError, ParameterError, unknown
 from .notebooks.kernels import commands as kernel_commands
 from .notebooks.parameters import convert
 from .notebooks.runner.commands import repro, run
-from .operations import release_commands
+from .operations import release_commands, report_commands
+from .operations.monitor.commands import monitor
 from .serving import commands as serving_commands
-from .operations import report_commands
 from .serving import scoring_commands
 from .settings import find_workspace, resolve
 
@@ -176,6 +176,9 @@ app.command()(plainly(scoring_commands.verify))
 # %% ../nbs/920_cli.ipynb #ccf9e729
 app.command()(plainly(report_commands.report))
 app.command()(plainly(report_commands.reports))
+
+# %% ../nbs/920_cli.ipynb #028c565c
+app.command()(plainly(monitor))
 
 # %% ../nbs/920_cli.ipynb #6d40818e
 def option_name(kind: type) -> str:

@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'HEADINGS', 'PALE', 'banner', 'tiles', 'error_figure', 'moved_figure', 'columns_figure', 'columns_table',
            'history_figure']
 
-# %% ../../../nbs/772_operations.monitor.pages.ipynb #be4ed886
+# %% ../../../nbs/772_operations.monitor.pages.ipynb #664e7a68
 import math
 from collections.abc import Mapping
 from datetime import datetime
@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.dates import DateFormatter
 from matplotlib.figure import Figure
 
 from ...data.figures import ATTENTION, BAD, DATA, GOOD, NEUTRAL, panels
@@ -56,7 +57,7 @@ def _marked(text: str) -> str:
     parts = escape(text).split("`")
     return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
 
-# %% ../../../nbs/772_operations.monitor.pages.ipynb #c400eff1
+# %% ../../../nbs/772_operations.monitor.pages.ipynb #b89af944
 def tiles(found: Found) -> str:
     """What the window holds, in four or five panels of HTML.
 
@@ -70,7 +71,7 @@ def tiles(found: Found) -> str:
         (f"{facts.rows:,}", "predictions in the window", f"{found.release}"),
         ("–" if math.isnan(facts.coverage) else f"{facts.coverage:.0%}", "have their actual value", _delay(facts.delay_hours)),
         (words.amount(found.released.error), "off on average at the release", f"ordinary: {found.released.low:.1f} to {found.released.high:.1f}"),
-        (words.amount(realised.value) if realised else "–", "off on average since", _span(found)),
+        (words.amount(realised.value) if realised else "–", "off on average, last known", _span(found)),
         (words.amount(found.estimate.value) if found.estimate else "–", "estimated for this window", _between(found.estimate)),
     ]
     if found.service is not None:
@@ -101,7 +102,7 @@ def _span(found: Found) -> str:
     ends = [datetime.fromtimestamp(moment, ZoneInfo(found.reference.contract.timezone)) for moment in (found.settled.window.since, found.settled.window.until)]
     return f"{ends[0]:%-d %b} to {ends[1]:%-d %b}"
 
-# %% ../../../nbs/772_operations.monitor.pages.ipynb #f6156762
+# %% ../../../nbs/772_operations.monitor.pages.ipynb #3d0fcd11
 def error_figure(found: Found, held: pd.DataFrame) -> Figure | None:
     """Draw the error of each window, the estimates that were made, and what was usual at the release; None where nothing is known.
 
@@ -132,8 +133,7 @@ def error_figure(found: Found, held: pd.DataFrame) -> Figure | None:
     below.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.set(ylabel=f"off by ({words.unit})" if words.unit else "off by", ylim=(0, None), title=_error_title(found, words))
     axis.text(1.005, found.released.error, "at the\nrelease", color=NEUTRAL, fontsize=8.5, va="center", transform=axis.get_yaxis_transform())
-    below.tick_params(axis="x", rotation=0)
-    figure.autofmt_xdate(rotation=0, ha="center")
+    below.xaxis.set_major_formatter(DateFormatter("%-d %b"))
     return figure
 
 
@@ -230,7 +230,7 @@ def columns_figure(found: Found, most: int = 6) -> Figure | None:
     axes[0].legend(loc="best")
     return figure
 
-# %% ../../../nbs/772_operations.monitor.pages.ipynb #e677aa8b
+# %% ../../../nbs/772_operations.monitor.pages.ipynb #be8e9f76
 def columns_table(found: Found) -> pd.DataFrame:
     """All distances of all columns as a table of text.
 
@@ -242,14 +242,14 @@ def columns_table(found: Found) -> pd.DataFrame:
     for line in found.moved.to_dict("records"):
         lines[line["name"]] = {
             "": status.get(line["name"], ""), "index": f"{line['psi']:.3f}", "ordinary": f"{line['noise']:.3f}", "p": _chance(line["p_corrected"]),
-            "KS": _text(line.get("ks"), ".3f"), "W": _text(line.get("wasserstein"), ".3g"), "JS": f"{line['jensen_shannon']:.3f}", "missing": f"{line['missing']:.1%}", "before": f"{line['missing_before']:.1%}",
+            "KS": _text(line.get("ks"), ".3f"), "W": _text(line.get("wasserstein"), ".3g"), "JS": f"{line['jensen_shannon']:.3f}", "missing": f"{line['missing']:.1%}",
             "novel": f"{line['novel']:.1%}", "at stake": _text(line["at_stake"], ".2f"),
         }  # fmt: skip
     return pd.DataFrame(lines).T
 
 
 def _chance(p_value: float) -> str:
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+    return "<\u202f0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def _text(value: float | None, form: str) -> str:
