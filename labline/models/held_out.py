@@ -9,7 +9,6 @@ __all__ = ['JUDGED', 'MOST', 'travelling', 'write_held_out']
 from pathlib import Path
 
 import ibis
-import pandas as pd
 
 from ..data.contract import Contract
 from ..errors import ModelError, names

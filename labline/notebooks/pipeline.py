@@ -123,7 +123,9 @@ def check_keys(sections: Mapping[str, Mapping[str, Any]], used: set[tuple[str, s
                 yield unknown("key", f"{section}.{key}", [f"{section}.{option}" for option in options], where)
 
 # %% ../../nbs/410_notebooks.pipeline.ipynb #bc7c961f
-def check_alone(notebooks: Mapping[str, Mapping[str, Parameter]], sections: Mapping[str, Mapping[str, Any]], where: str = "params.yaml") -> Iterator[LablineError]:
+def check_alone(
+    notebooks: Mapping[str, Mapping[str, Parameter]], sections: Mapping[str, Mapping[str, Any]], where: str = "params.yaml"
+) -> Iterator[LablineError]:
     """An error for each value that a notebook which is not a stage would refuse.
 
     Parameters

@@ -63,7 +63,8 @@ class Channels(msgspec.Struct, frozen=True, kw_only=True):
         given = {("level" if name == "from" else name): value for name, value in given.items()}
         for name in given:
             if name not in cls.__struct_fields__:
-                raise unknown("variable", f"{PREFIX}{name.upper()}", [f"{PREFIX}{'FROM' if field == 'level' else field.upper()}" for field in cls.__struct_fields__])
+                known = [f"{PREFIX}{'FROM' if field == 'level' else field.upper()}" for field in cls.__struct_fields__]
+                raise unknown("variable", f"{PREFIX}{name.upper()}", known)
         channels = cls(**given)
         if channels.level not in LEVELS:
             raise unknown("level", channels.level, LEVELS, where=f"{PREFIX}FROM")

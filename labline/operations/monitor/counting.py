@@ -193,7 +193,7 @@ def count_frame(values: pd.Series, rule: Rule) -> Counted:
         cells, counts = np.unique(rule.cells(present.to_numpy(np.float64)), return_counts=True)
         return Counted(cells * rule.step, counts.astype(np.int64), len(values) - len(present))
     known = present.astype(str).where(present.isin(rule), OTHER)
-    return _of_texts(known.value_counts().to_dict(), rule, len(values) - len(present))
+    return _of_texts({str(value): int(count) for value, count in known.value_counts().items()}, rule, len(values) - len(present))
 
 
 def _of_texts(counts: Mapping[str, int], rule: tuple[str, ...], missing: int) -> Counted:

@@ -9,6 +9,7 @@ __all__ = ['TENTHS', 'FLOOR', 'Bins', 'shares', 'stability_index', 'jensen_shann
 # %% ../../../nbs/742_operations.monitor.distances.ipynb #3d57f1e0
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class Bins:
         edges = np.unique([reference.quantile(share) for share in TENTHS]) if reference.present else np.array([0.0])
         edges = edges[edges < reference.values[-1]] if reference.present else edges
         ends = ["", *(f"{edge:.4g}" for edge in edges), ""]
-        labels = [f"{low} to {high}".strip() if low else f"to {high}" for low, high in zip(ends[:-1], ends[1:], strict=True)] if len(edges) else ["all"]
+        labels = [f"{low} to {high}".strip() if low else f"to {high}" for low, high in pairwise(ends)] if len(edges) else ["all"]
         labels[-1] = f"above {ends[-2]}" if len(edges) else "all"
         return cls(tuple(labels), edges)
 

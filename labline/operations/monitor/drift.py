@@ -31,8 +31,9 @@ def compare(baseline: Baseline, counted: Counted, ordinary: Usual) -> dict[str, 
 
     Returns
     -------
-    `psi`, `noise` (the part of it that ordinary time brings) and `excess`; `jensen_shannon`; `moved`, the share of rows that are in other bins; `chi_square`, its `degrees` and
-    `p_value` by the yardstick of ordinary time; for numbers `ks`, `wasserstein` in the column's unit and `deviations`, the same in standard deviations of the reference.
+    `psi`, `noise` (the part of it that ordinary time brings) and `excess`; `jensen_shannon`; `moved`, the share of rows that are in other bins; `chi_square`,
+    its `degrees` and `p_value` by the yardstick of ordinary time; for numbers `ks`, `wasserstein` in the column's unit and `deviations`, the same in standard
+    deviations of the reference.
     """
     old, new = baseline.binned, baseline.bins.count(counted)
     statistic, degrees = chi_square(old, new)
@@ -91,7 +92,8 @@ def drift(rows: ibis.Table, reference: Reference, hours: float, columns: Collect
 
     Returns
     -------
-    One row for each thing that is watched: `name`, `column`, `part`; the shares `missing_before`, `missing` and `novel`; `median_before` and `median` of numbers; `binned`, the rows in each bin; what `compare` says; `p_corrected`;
+    One row for each thing that is watched: `name`, `column`, `part`; the shares `missing_before`, `missing` and `novel`; `median_before` and `median`
+    of numbers; `binned`, the rows in each bin; what `compare` says; `p_corrected`;
     `importance` and `at_stake` in the target's unit, NaN for the prediction, which is no input. What is most at stake comes first.
     """
     new, table = novelty(rows, reference), []
@@ -113,5 +115,6 @@ def _line(baseline: Baseline, counted: Counted, figures: dict[str, float], refer
         "name": one.name, "column": one.column, "part": one.part, "missing_before": before.missing / max(before.rows, 1),
         "missing": counted.missing / max(counted.rows, 1), "novel": novel,
         "median_before": before.quantile(0.5) if number else math.nan, "median": counted.quantile(0.5) if number else math.nan,
-        "binned": baseline.bins.count(counted), **figures, "importance": importance, "at_stake": importance * figures["moved"] if figures["moved"] or math.isnan(importance) else 0.0,
+        "binned": baseline.bins.count(counted), **figures, "importance": importance,
+        "at_stake": importance * figures["moved"] if figures["moved"] or math.isnan(importance) else 0.0,
     }  # fmt: skip

@@ -50,9 +50,9 @@ def status(found: Found) -> dict[str, Any]:
 
     Returns
     -------
-    `format`, `model`, `release`, `digest`, `status` (`ok`, `warn` or `alarm`), `at`; `window` with `since`, `until`, `rows`, `labelled`, `coverage` and, for a part of the
-    rows, `slice`; `error` with the realised error of the latest window whose actual values have come, of the release and of the estimate, in the target's unit; and `checks`, the worst
-    first: `cause`, `status`, `reason`, `figures`.
+    `format`, `model`, `release`, `digest`, `status` (`ok`, `warn` or `alarm`), `at`; `window` with `since`, `until`, `rows`, `labelled`, `coverage` and, for a
+    part of the rows, `slice`; `error` with the realised error of the latest window whose actual values have come, of the release and of the estimate, in the
+    target's unit; and `checks`, the worst first: `cause`, `status`, `reason`, `figures`.
     """
     facts, settled = found.facts, found.settled
     window = {"since": iso(facts.window.since), "until": iso(facts.window.until), "rows": facts.rows, "labelled": facts.labelled}
@@ -163,7 +163,8 @@ def estimates(history: list[dict[str, Any]], found: Found) -> pd.DataFrame:
     for line in history:
         if line["digest"] == found.choice.digest and line["estimated"] and line["slice"] == status(found)["window"].get("slice", {}):
             estimate, outcome = Interval(*(line["estimated"][name] for name in ("value", "low", "high"))), known.get(line["until"])
-            true = {"realised": outcome.metrics["mae"].value, "hit": came_true(estimate, outcome.metrics["mae"])} if outcome else {"realised": math.nan, "hit": None}
+            realised = outcome.metrics["mae"] if outcome else None
+            true = {"realised": math.nan if realised is None else realised.value, "hit": None if realised is None else came_true(estimate, realised)}
             lines.append({"until": pd.Timestamp(line["until"]), "estimate": estimate.value, "low": estimate.low, "high": estimate.high, **true})
     return pd.DataFrame(lines, columns=["until", "estimate", "low", "high", "realised", "hit"])
 

@@ -155,7 +155,7 @@ def open_postgresql(url: str, contract: Contract, seconds: float = 10.0) -> Iter
     """
     address = sa.make_url(url)
     plain = address.set(drivername="postgresql").render_as_string(hide_password=False)
-    limits = {"connect_timeout": max(2, round(seconds)), "tcp_user_timeout": round(seconds * 1000), "keepalives_idle": 10}
+    limits: dict[str, Any] = {"connect_timeout": max(2, round(seconds)), "tcp_user_timeout": round(seconds * 1000), "keepalives_idle": 10}
     with psycopg.connect(plain, autocommit=True, application_name="labline monitor", **limits) as connection:
         backend = ibis.postgres.from_connection(connection)
         source = '(SELECT p.*, p."row"::jsonb AS parsed_row, p.answer::jsonb AS parsed_answer FROM predictions p) AS p'
@@ -239,7 +239,8 @@ def open_log(url: str, contract: Contract) -> Iterator[OpenLog]:
             elif url.startswith("postgresql"):
                 log = open_postgresql(url, contract)
             elif "://" in url or url == "off":
-                raise LogError("there is nothing to read", found=url, remedy=f"Give one of {names(('sqlite:///FILE', 'postgresql+psycopg://…', 'FILE.parquet'))}")
+                remedy = f"Give one of {names(('sqlite:///FILE', 'postgresql+psycopg://…', 'FILE.parquet'))}"
+                raise LogError("there is nothing to read", found=url, remedy=remedy)
             else:
                 log = open_parquet(url, contract)
             yield stack.enter_context(log)

@@ -126,9 +126,11 @@ def error_figure(found: Found, held: pd.DataFrame) -> Figure | None:
     sns.lineplot(x=ends, y=[one.value for one in figures], color=DATA, linewidth=1, ax=axis, zorder=0)
     if not held.empty:
         when = held["until"].dt.tz_convert(zone).dt.tz_localize(None)
-        axis.errorbar(when, held["estimate"], yerr=[held["estimate"] - held["low"], held["high"] - held["estimate"]], color=DATA, alpha=0.55, fmt="D", mfc="white")
+        bars = [held["estimate"] - held["low"], held["high"] - held["estimate"]]
+        axis.errorbar(when, held["estimate"], yerr=bars, color=DATA, alpha=0.55, fmt="D", mfc="white")
     spans = [_day(one.window.until, zone) for one in found.outcomes]
-    below.bar(spans, [0 if math.isnan(one.coverage) else one.coverage for one in found.outcomes], width=0.6 * found.facts.window.hours / 24, color=DATA, alpha=0.6)
+    covered = [0 if math.isnan(one.coverage) else one.coverage for one in found.outcomes]
+    below.bar(spans, covered, width=0.6 * found.facts.window.hours / 24, color=DATA, alpha=0.6)
     below.set(ylim=(0, 1), yticks=[0, 1], ylabel="known", xlabel="window that ends on")
     below.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.set(ylabel=f"off by ({words.unit})" if words.unit else "off by", ylim=(0, None), title=_error_title(found, words))
@@ -242,7 +244,8 @@ def columns_table(found: Found) -> pd.DataFrame:
     for line in found.moved.to_dict("records"):
         lines[line["name"]] = {
             "": status.get(line["name"], ""), "index": f"{line['psi']:.3f}", "ordinary": f"{line['noise']:.3f}", "p": _chance(line["p_corrected"]),
-            "KS": _text(line.get("ks"), ".3f"), "W": _text(line.get("wasserstein"), ".3g"), "JS": f"{line['jensen_shannon']:.3f}", "missing": f"{line['missing']:.1%}",
+            "KS": _text(line.get("ks"), ".3f"), "W": _text(line.get("wasserstein"), ".3g"), "JS": f"{line['jensen_shannon']:.3f}",
+            "missing": f"{line['missing']:.1%}",
             "novel": f"{line['novel']:.1%}", "at stake": _text(line["at_stake"], ".2f"),
         }  # fmt: skip
     return pd.DataFrame(lines).T

@@ -62,7 +62,7 @@ class Baseline:
         bins = Bins.of(counted)
         by_day = np.zeros((int(days.max(initial=0)) + 1, len(bins.labels) + 1), np.int64)
         for day, part in values.groupby(days):
-            by_day[int(day)] = bins.count(count_frame(part, rule))
+            by_day[int(str(day))] = bins.count(count_frame(part, rule))
         return cls(one, rule, counted, bins, by_day)
 
 # %% ../../../nbs/746_operations.monitor.reference.ipynb #a5925feb
@@ -132,7 +132,8 @@ class Reference:
         ModelError : the bundle was made before bundles carried one.
         """
         if bundle.held_out is None:
-            raise ModelError("the release carries no rows that its model was judged on", remedy="Package it again with `dvc repro package`", where=str(bundle.path))
+            remedy = "Package it again with `dvc repro package`"
+            raise ModelError("the release carries no rows that its model was judged on", remedy=remedy, where=str(bundle.path))
         return cls.of_rows(pd.read_parquet(bundle.held_out), bundle.contract, bundle.reference, bundle.name, bundle.digest)
 
     @classmethod
@@ -156,4 +157,4 @@ def _days(rows: pd.DataFrame, contract: Contract) -> NDArray[np.int64]:
     if contract.time is None or contract.time not in rows:
         return np.zeros(len(rows), np.int64)
     moments = pd.to_datetime(rows[contract.time]).dt.normalize()
-    return (moments - moments.min()).dt.days.fillna(0).to_numpy(np.int64)
+    return np.asarray((moments - moments.min()).dt.days.fillna(0), np.int64)

@@ -41,7 +41,7 @@ def draw(rows: ibis.Table, count: int, size: int, contract: Contract, seed: int 
             place = ibis.row_number().over(ibis.window(order_by=["at", "id"]))
             wanted = wanted.mutate(place=place).filter(ibis._["place"] % -(-count // size) == 0).drop("place")
     found = wanted.to_pandas().sort_values(["at", "id"], kind="stable", ignore_index=True).drop(columns="id")
-    return found.astype({name: "float64" for name in (*ANSWERS, "actual")})
+    return found.astype(dict.fromkeys((*ANSWERS, "actual"), "float64"))
 
 # %% ../../../nbs/754_operations.monitor.sample.ipynb #eb389cfe
 def matrix(rows: pd.DataFrame, reference: Reference) -> NDArray[np.float64]:

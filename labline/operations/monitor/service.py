@@ -113,10 +113,10 @@ class Service:
             if name == COUNTERS[4] and _predicts(labels["path"]):
                 buckets[float(labels["le"])] = buckets.get(float(labels["le"]), 0.0) + value
         errors = {labels["kind"]: int(value) for name, labels, value in samples if name == COUNTERS[2] and value}
-        by_class = [int(sum(value for status, value in asked if status[0] == first)) for first in "45"]
+        refused, failed = (int(sum(value for status, value in asked if status[0] == first)) for first in "45")
         failures = sum(value for name, _, value in samples if name == COUNTERS[3])
         return cls(
-            hours, int(sum(value for _, value in asked)), *by_class, int(rows["good"]), int(rows["bad"]), int(failures),
+            hours, int(sum(value for _, value in asked)), refused, failed, int(rows["good"]), int(rows["bad"]), int(failures),
             quantile(buckets, 0.5), quantile(buckets, 0.99), errors,
         )  # fmt: skip
 

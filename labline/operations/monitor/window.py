@@ -19,7 +19,6 @@ from zoneinfo import ZoneInfo
 import ibis
 import pandas as pd
 
-from ...data.contract import Contract
 from ...errors import ParameterError
 from .log import OpenLog
 from ...serving.actuals import FUTURE
