@@ -21,7 +21,7 @@ from .reference import Reference
 from .usual import spread_of_means
 from .window import Choice, Window, with_actuals
 
-# %% ../../../nbs/758_operations.monitor.outcomes.ipynb #eb9662e3
+# %% ../../../nbs/758_operations.monitor.outcomes.ipynb #de9956f0
 LONG = 5 * 24 - 1.5  # hours from which on days are drawn, one change of clocks allowed
 SUMS = ("rows", "size", "square", "error", "within", "inside", "bounded")
 
@@ -41,8 +41,8 @@ def error_sums(rows: ibis.Table, hours: float, within: float) -> pd.DataFrame:
     inside = bounded & (known["low"] <= known["actual"]) & (known["actual"] <= known["high"])
     seconds = ibis.literal(float(DAY if hours >= LONG else HOUR), "float64")
     line = known.select(
-        cluster=(known["at"] / seconds).floor().cast("int64"), error=error, within=(error.abs() <= within).cast("float64"),
-        inside=inside.cast("float64"), bounded=bounded.cast("float64"),
+        cluster=(known["at"] / seconds).floor().cast("int64"), error=error, within=ibis.ifelse(error.abs() <= within, 1.0, 0.0),
+        inside=ibis.ifelse(inside, 1.0, 0.0), bounded=ibis.ifelse(bounded, 1.0, 0.0),
     )  # fmt: skip
     return line.group_by("cluster").aggregate(
         rows=line.count(), size=line["error"].abs().sum(), square=(line["error"] * line["error"]).sum(), error=line["error"].sum(),

@@ -116,6 +116,7 @@ def _count(number: int, noun: str) -> str:
 # %% ../../../nbs/764_operations.monitor.verdict.ipynb #24c5778e
 VANISHED = 0.995
 FIGURES = ("excess", "p_corrected", "moved", "missing", "novel", "importance", "at_stake")
+FIGURES = ("excess", "p_corrected", "moved", "missing", "novel", "importance", "at_stake")
 SLIGHT = 0.2  # of the bound: a slight move of a column on which much depends
 
 
