@@ -35,11 +35,14 @@ class Copy:
 
 
 def copy_sources(folder: Path) -> Path:
-    """Copy what closures are made from: notebooks, modules, and the pipeline."""
+    """Copy what closures are made from: notebooks, modules, and the pipeline, without the reports that are no stage of it."""
     for name in FILES:
         shutil.copy(ROOT / name, folder)
     for name in ("nbs", "pipelines", "labline"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    for path in (folder / "pipelines").glob("*.ipynb"):
+        if path.stem not in ALL:
+            path.unlink()
     return folder
 
 
