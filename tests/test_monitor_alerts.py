@@ -149,7 +149,7 @@ def looks(monkeypatch: pytest.MonkeyPatch, *results: Said | Exception) -> list[d
         Path("runs/monitor/status.json").write_text(json.dumps(found))
         return found
 
-    monkeypatch.setattr(commands, "look_once", look_once)
+    monkeypatch.setattr(commands, "_look_once", look_once)
     return given
 
 
@@ -180,5 +180,5 @@ def test_the_exit_code_is_for_schedulers(checks: tuple[tuple[str, str], ...], co
 
 def test_ctrl_c_ends_watching(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted: Callable[..., Said] = lambda values, kernel: (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
-    monkeypatch.setattr(commands, "look_once", interrupted)
+    monkeypatch.setattr(commands, "_look_once", interrupted)
     assert CliRunner().invoke(app, ["monitor", "--watch"]).exit_code == 130

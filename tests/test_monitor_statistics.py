@@ -55,7 +55,8 @@ def test_finer_numbers_differ_by_less_than_a_step() -> None:
 def test_categories_give_what_scipy_gives() -> None:
     before, after = DRAW.choice(list("abcd"), 3000, p=[0.4, 0.3, 0.2, 0.1]), DRAW.choice(list("abcd"), 800, p=[0.3, 0.3, 0.3, 0.1])
     rule = ("a", "b", "c", "d")
-    old, new = (Bins.of(count_frame(pd.Series(before, dtype=object), rule)).count(count_frame(pd.Series(values, dtype=object), rule)) for values in (before, after))
+    counted = [count_frame(pd.Series(values, dtype=object), rule) for values in (before, after)]
+    old, new = (Bins.of(counted[0]).count(one) for one in counted)
     table = np.stack([[np.sum(values == letter) for letter in rule] for values in (before, after)])
     expected = stats.chi2_contingency(table, correction=False)
     assert np.allclose(chi_square(old, new), (expected.statistic, expected.dof))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JUDGED', 'MOST', 'travelling', 'write_held_out']
 
-# %% ../../nbs/347_models.held_out.ipynb #e28fc17e
+# %% ../../nbs/347_models.held_out.ipynb #ecd9a2e0
 from pathlib import Path
 
 import ibis

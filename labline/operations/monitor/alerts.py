@@ -25,7 +25,7 @@ import msgspec
 from ...errors import LablineError, ParameterError, unknown
 from ...files import write_text
 
-# %% ../../../nbs/770_operations.monitor.alerts.ipynb #9ce836d9
+# %% ../../../nbs/770_operations.monitor.alerts.ipynb #62feaebf
 PREFIX = "LABLINE_ALERT_"
 LEVELS = {"warn": 1, "alarm": 2}
 

@@ -40,7 +40,7 @@ def notebook_parameters(root: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     within = {"within": sections["train"]["within"]} if "within" in sections.get("train", {}) else {}
     return within | sections.get("monitor", {}) | {name: value for name, value in given.items() if value is not None}
 
-# %% ../../../nbs/774_operations.monitor.commands.ipynb #a3a622ea
+# %% ../../../nbs/774_operations.monitor.commands.ipynb #360b8531
 def told_by(text: str) -> str:
     """The one sentence in the message of a notebook that failed.
 
@@ -49,8 +49,8 @@ def told_by(text: str) -> str:
     text : the message, with the traceback of the cell.
     """
     parts = re.split(r"\n\s*\n", text.strip())
-    said = [part for part in parts[1:] if not part.startswith(" ") or re.match(r"\s*\w*Error: ", part)]
-    said = [part.strip() for part in said if not part.startswith("The notebook is saved")]
+    plain = [part.strip() for part in parts[1:] if not part.startswith(" ") or re.match(r"\s*\w*Error: ", part)]
+    said = [part for part in plain if not part.startswith("The notebook is saved")]
     return re.sub(r"^\w*Error: ", "", (said or parts)[-1].strip())
 
 
@@ -161,16 +161,16 @@ def watch(look: Callable[[], str], minutes: float, times: int, wait: Callable[[f
             return found
         wait(max(0.0, 60 * minutes - (time.monotonic() - began)))
 
-# %% ../../../nbs/774_operations.monitor.commands.ipynb #cfb568ce
+# %% ../../../nbs/774_operations.monitor.commands.ipynb #b25a7673
 ALARMED = 3  # exit code
 
 
 def monitor(
     now: Annotated[str | None, typer.Option(help="The moment to look from, as 2026-01-31T07:00.  [default: now]", show_default=False)] = None,
-    release: Annotated[Path | None, typer.Option("--release", "-r", help="Folder of a bundle.  [default: the last that answered]", show_default=False)] = None,
+    release: Annotated[Path | None, typer.Option("--release", "-r", help="Folder of a bundle.  [default: what answered last]", show_default=False)] = None,
     log: Annotated[str | None, typer.Option(help="The prediction log, or parquet files.  [default: that of the service]", show_default=False)] = None,
     service: Annotated[str | None, typer.Option(help="Address of the service, for its counters.", show_default=False)] = None,
-    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, before that of params.yaml; several times if need be.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value in place of params.yaml; several times for several.")] = None,
     keep_watching: Annotated[bool, typer.Option("--watch", help="Look again and again until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(min=0.01, help="Minutes between two looks with --watch.")] = 60.0,
     times: Annotated[int, typer.Option(min=0, help="How many looks with --watch; 0 for without end.")] = 0,
@@ -200,7 +200,7 @@ def monitor(
     if exit_code and "alarm" in found:
         raise typer.Exit(ALARMED)
 
-# %% ../../../nbs/774_operations.monitor.commands.ipynb #bda8772f
+# %% ../../../nbs/774_operations.monitor.commands.ipynb #78f49ec0
 def _look_and_tell(values: Mapping[str, Any], kernel: str, patient: bool) -> str:
     """Look, print and tell; a look that fails is told, and raised unless there will be another."""
     folder = Path(str(values.get("output_folder", FOLDER)))

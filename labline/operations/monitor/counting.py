@@ -179,7 +179,7 @@ def rule_of(values: pd.Series, most: int = 30) -> Rule:
     frequent = sorted(counts.index, key=lambda value: (-counts[value], value))[:most]
     return tuple(frequent)
 
-# %% ../../../nbs/740_operations.monitor.counting.ipynb #b5d4c32f
+# %% ../../../nbs/740_operations.monitor.counting.ipynb #b405126c
 def count_frame(values: pd.Series, rule: Rule) -> Counted:
     """The counts of values in memory.
 

@@ -6,7 +6,7 @@
 __all__ = ['TENTHS', 'FLOOR', 'Bins', 'shares', 'stability_index', 'jensen_shannon', 'total_variation', 'chi_square',
            'kolmogorov_smirnov', 'wasserstein']
 
-# %% ../../../nbs/742_operations.monitor.distances.ipynb #3d57f1e0
+# %% ../../../nbs/742_operations.monitor.distances.ipynb #8d40b1a8
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +19,7 @@ from scipy.stats import wasserstein_distance
 
 from .counting import Counted
 
-# %% ../../../nbs/742_operations.monitor.distances.ipynb #a41519e3
+# %% ../../../nbs/742_operations.monitor.distances.ipynb #55ea86e8
 TENTHS = np.arange(1, 10) / 10
 
 
@@ -43,10 +43,10 @@ class Bins:
             return cls(tuple(reference.values))
         edges = np.unique([reference.quantile(share) for share in TENTHS]) if reference.present else np.array([0.0])
         edges = edges[edges < reference.values[-1]] if reference.present else edges
-        ends = ["", *(f"{edge:.4g}" for edge in edges), ""]
-        labels = [f"{low} to {high}".strip() if low else f"to {high}" for low, high in pairwise(ends)] if len(edges) else ["all"]
-        labels[-1] = f"above {ends[-2]}" if len(edges) else "all"
-        return cls(tuple(labels), edges)
+        if not len(edges):
+            return cls(("all",), edges)
+        ends = [f"{edge:.4g}" for edge in edges]
+        return cls((f"to {ends[0]}", *(f"{low} to {high}" for low, high in pairwise(ends)), f"above {ends[-1]}"), edges)
 
     def count(self, counted: Counted) -> NDArray[np.int64]:
         """The rows in each bin, int64 [bins + 1]; what is missing comes last."""

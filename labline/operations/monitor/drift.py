@@ -19,7 +19,7 @@ from .distances import chi_square, jensen_shannon, kolmogorov_smirnov, stability
 from .reference import Baseline, Reference
 from .usual import Usual, corrected
 
-# %% ../../../nbs/752_operations.monitor.drift.ipynb #98aadade
+# %% ../../../nbs/752_operations.monitor.drift.ipynb #b5054c35
 def compare(baseline: Baseline, counted: Counted, ordinary: Usual) -> dict[str, float]:
     """The distances between a column of a window and the reference.
 
@@ -31,9 +31,9 @@ def compare(baseline: Baseline, counted: Counted, ordinary: Usual) -> dict[str, 
 
     Returns
     -------
-    `psi`, `noise` (the part of it that ordinary time brings) and `excess`; `jensen_shannon`; `moved`, the share of rows that are in other bins; `chi_square`,
-    its `degrees` and `p_value` by the yardstick of ordinary time; for numbers `ks`, `wasserstein` in the column's unit and `deviations`, the same in standard
-    deviations of the reference.
+    `psi`, `noise` (the part of it that ordinary time brings) and `excess`; `jensen_shannon`; `moved`, the share of rows that are in other bins;
+    `chi_square`, its `degrees` and `p_value` by the yardstick of ordinary time; for numbers `ks`, `wasserstein` in the column's unit and `deviations`, the
+    same in standard deviations of the reference.
     """
     old, new = baseline.binned, baseline.bins.count(counted)
     statistic, degrees = chi_square(old, new)
@@ -79,7 +79,7 @@ def novelty(rows: ibis.Table, reference: Reference) -> dict[str, float]:
     found = flags.aggregate(**{name: flags[name].mean() for name in asked}).to_pandas().iloc[0]
     return {name: 0.0 if found[name] is None or pd.isna(found[name]) else float(found[name]) for name in asked}
 
-# %% ../../../nbs/752_operations.monitor.drift.ipynb #7eada54f
+# %% ../../../nbs/752_operations.monitor.drift.ipynb #49a6f0f3
 CLOCKS = 1.5  # hours that a window may be shorter by, since clocks change
 
 
@@ -95,9 +95,9 @@ def drift(rows: ibis.Table, reference: Reference, hours: float, columns: Collect
 
     Returns
     -------
-    One row for each thing that is watched: `name`, `column`, `part`; the shares `missing_before`, `missing` and `novel`; `median_before` and `median`
-    of numbers; `binned`, the rows in each bin; what `compare` says; `p_corrected`;
-    `importance` and `at_stake` in the target's unit, NaN for the prediction, which is no input. What is most at stake comes first.
+    One row for each thing that is watched: `name`, `column`, `part`; the shares `missing_before`, `missing` and `novel`; `median_before` and `median` of
+    numbers; `binned`, the rows in each bin; what `compare` says; `p_corrected`; `importance` and `at_stake` in the target's unit, NaN for the prediction,
+    which is no input. What is most at stake comes first.
     """
     wanted = [name for name, baseline in reference.columns.items() if baseline.one.hours <= hours + CLOCKS and baseline.counted.rows]
     wanted = [name for name in wanted if not columns or name in columns]

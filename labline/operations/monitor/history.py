@@ -23,7 +23,7 @@ from ...models.metrics import Interval
 from .estimate import came_true
 from .look import Found
 
-# %% ../../../nbs/768_operations.monitor.history.ipynb #2e9eec19
+# %% ../../../nbs/768_operations.monitor.history.ipynb #a8219d6f
 FORMAT = 1
 
 
@@ -50,9 +50,9 @@ def status(found: Found) -> dict[str, Any]:
 
     Returns
     -------
-    `format`, `model`, `release`, `digest`, `status` (`ok`, `warn` or `alarm`), `at`; `window` with `since`, `until`, `rows`, `labelled`, `coverage` and, for a
-    part of the rows, `slice`; `error` with the realised error of the latest window whose actual values have come, of the release and of the estimate, in the
-    target's unit; and `checks`, the worst first: `cause`, `status`, `reason`, `figures`.
+    `format`, `model`, `release`, `digest`, `status` (`ok`, `warn` or `alarm`), `at`; `window` with `since`, `until`, `rows`, `labelled`, `coverage` and, for
+    a part of the rows, `slice`; `error` with that of the release, that of the latest window whose actual values have come, and the estimate, in the target's
+    unit; and `checks`, the worst first: `cause`, `status`, `reason`, `figures`.
     """
     facts, settled = found.facts, found.settled
     window = {"since": iso(facts.window.since), "until": iso(facts.window.until), "rows": facts.rows, "labelled": facts.labelled}
@@ -149,7 +149,7 @@ def append(path: str | Path, line: Mapping[str, Any]) -> bool:
     write_text(path, before[: before.rfind("\n") + 1] + json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     return True
 
-# %% ../../../nbs/768_operations.monitor.history.ipynb #48a0336e
+# %% ../../../nbs/768_operations.monitor.history.ipynb #b367be6c
 def estimates(history: list[dict[str, Any]], found: Found) -> pd.DataFrame:
     """Windows with an estimate: `until`, `estimate`, `low`, `high`, and what came true: `realised`, `hit`; the last two are missing while it is not known.
 
@@ -163,9 +163,9 @@ def estimates(history: list[dict[str, Any]], found: Found) -> pd.DataFrame:
     for line in history:
         if line["digest"] == found.choice.digest and line["estimated"] and line["slice"] == status(found)["window"].get("slice", {}):
             estimate, outcome = Interval(*(line["estimated"][name] for name in ("value", "low", "high"))), known.get(line["until"])
-            realised = outcome.metrics["mae"] if outcome else None
-            true = {"realised": math.nan if realised is None else realised.value, "hit": None if realised is None else came_true(estimate, realised)}
-            lines.append({"until": pd.Timestamp(line["until"]), "estimate": estimate.value, "low": estimate.low, "high": estimate.high, **true})
+            true = outcome.metrics["mae"] if outcome else None
+            known_now = {"realised": true.value if true else math.nan, "hit": came_true(estimate, true) if true else None}
+            lines.append({"until": pd.Timestamp(line["until"]), "estimate": estimate.value, "low": estimate.low, "high": estimate.high, **known_now})
     return pd.DataFrame(lines, columns=["until", "estimate", "low", "high", "realised", "hit"])
 
 # %% ../../../nbs/768_operations.monitor.history.ipynb #dd219e65

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'OF_ACTUALS', 'ANSWERS', 'WORDS', 'ERRORS', 'columns_in_sqlite', 'columns_in_duckdb', 'columns_in_postgresql',
-           'kinds_of', 'OpenLog', 'open_sqlite', 'open_postgresql', 'open_parquet', 'open_log']
+           'kinds_of', 'OpenLog', 'open_log']
 
 # %% ../../../nbs/748_operations.monitor.log.ipynb #0b863364
 import glob
@@ -99,7 +99,7 @@ def _select(backend: Any, source: str, contract: Contract, kept: dict[str, str])
     query = "SELECT " + ", ".join(f"{sql} AS {_quoted(name, chr(34))}" for name, sql in columns.items()) + f" FROM {source}"
     return backend.sql(query, schema=kept | kinds | dict.fromkeys(ANSWERS, "float64"))
 
-# %% ../../../nbs/748_operations.monitor.log.ipynb #4e49ef8c
+# %% ../../../nbs/748_operations.monitor.log.ipynb #b8d0aad0
 def _check(backend: Any, where: str) -> None:
     try:
         version = backend.table("labline_schema").to_pandas()["version"].tolist()
@@ -117,7 +117,7 @@ def _database(backend: Any, where: str, source: str, contract: Contract) -> Open
 
 
 @contextmanager
-def open_sqlite(path: str | Path, contract: Contract) -> Iterator[OpenLog]:
+def _open_sqlite(path: str | Path, contract: Contract) -> Iterator[OpenLog]:
     """A log in a file of SQLite, open until the block ends.
 
     Parameters
@@ -138,9 +138,9 @@ def open_sqlite(path: str | Path, contract: Contract) -> Iterator[OpenLog]:
     finally:
         connection.close()
 
-# %% ../../../nbs/748_operations.monitor.log.ipynb #f5ff6cde
+# %% ../../../nbs/748_operations.monitor.log.ipynb #2901fc26
 @contextmanager
-def open_postgresql(url: str, contract: Contract, seconds: float = 10.0) -> Iterator[OpenLog]:
+def _open_postgresql(url: str, contract: Contract, seconds: float = 10.0) -> Iterator[OpenLog]:
     """A log in PostgreSQL, open until the block ends.
 
     Parameters
@@ -163,9 +163,9 @@ def open_postgresql(url: str, contract: Contract, seconds: float = 10.0) -> Iter
         source = f'(SELECT {kept}, parsed_row AS "row", parsed_answer AS answer FROM {source} OFFSET 0) AS predictions'
         yield _database(backend, address.render_as_string(hide_password=True), source, contract)
 
-# %% ../../../nbs/748_operations.monitor.log.ipynb #b4087fb5
+# %% ../../../nbs/748_operations.monitor.log.ipynb #a9ed027c
 @contextmanager
-def open_parquet(pattern: str | Path, contract: Contract, memory_limit: str = "1GB") -> Iterator[OpenLog]:
+def _open_parquet(pattern: str | Path, contract: Contract, memory_limit: str = "1GB") -> Iterator[OpenLog]:
     """A log in parquet files, open until the block ends.
 
     Parameters
@@ -214,7 +214,7 @@ def _flat(table: ibis.Table, contract: Contract) -> ibis.Table:
 def _typed(table: ibis.Table, name: str, kind: str) -> ibis.Value:
     return table[name].cast(kind) if name in table.columns else ibis.null(kind)
 
-# %% ../../../nbs/748_operations.monitor.log.ipynb #67599bf9
+# %% ../../../nbs/748_operations.monitor.log.ipynb #a6ceff23
 ERRORS = (sqlite3.Error, psycopg.Error, duckdb.Error)
 
 
@@ -235,14 +235,14 @@ def open_log(url: str, contract: Contract) -> Iterator[OpenLog]:
         where = sa.make_url(url).render_as_string(hide_password=True) if "://" in url else url
         try:
             if url.startswith("sqlite:///"):
-                log = open_sqlite(url.removeprefix("sqlite:///"), contract)
+                log = _open_sqlite(url.removeprefix("sqlite:///"), contract)
             elif url.startswith("postgresql"):
-                log = open_postgresql(url, contract)
+                log = _open_postgresql(url, contract)
             elif "://" in url or url == "off":
-                remedy = f"Give one of {names(('sqlite:///FILE', 'postgresql+psycopg://…', 'FILE.parquet'))}"
-                raise LogError("there is nothing to read", found=url, remedy=remedy)
+                known = names(("sqlite:///FILE", "postgresql+psycopg://…", "FILE.parquet"))
+                raise LogError("there is nothing to read", found=url, remedy=f"Give one of {known}")
             else:
-                log = open_parquet(url, contract)
+                log = _open_parquet(url, contract)
             yield stack.enter_context(log)
         except ERRORS as error:
             problem, remedy = ("the files cannot be read", "Export them again") if isinstance(error, duckdb.Error) else reason(error)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEW', 'find_bundle', 'latest_release', 'Found', 'Options', 'look', 'look_at']
 
-# %% ../../../nbs/766_operations.monitor.look.ipynb #90cc1864
+# %% ../../../nbs/766_operations.monitor.look.ipynb #976d0e10
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from ...models.bundle import Bundle, EVIDENCE, file_digest
 from ...models.metrics import Interval
 from .drift import drift
 from .estimate import Estimator
+from .findings import error_check, estimate_check, grew, labels_check, range_check, service_checks
 from .log import OpenLog, open_log
 from .outcomes import Outcome, Released, released, ripe, timeline
 from .reference import Reference
 from .sample import draw
 from .service import Service, look as look_at_service
 from .together import Together, together
-from .verdict import Bounds, Check, column_checks, error_check, estimate_check, grew, labels_check
-from .verdict import range_check, rows_check, service_checks, together_check, worst
+from .verdict import Bounds, Check, column_checks, rows_check, together_check, worst
 from .window import Choice, Facts, count_window, last_window, put_aside, releases, with_actuals
 
 # %% ../../../nbs/766_operations.monitor.look.ipynb #a2ad9c9e
@@ -108,7 +108,7 @@ class Found:
         """The release for people, for instance `eta@v3`."""
         return f"{self.choice.model}@v{self.version}" if self.version else self.choice.model
 
-# %% ../../../nbs/766_operations.monitor.look.ipynb #6aa80cad
+# %% ../../../nbs/766_operations.monitor.look.ipynb #f8af1b66
 FEW = 30
 
 
@@ -179,7 +179,7 @@ def look(log: OpenLog, reference: Reference, choice: Choice, now: float, options
     ordered = sorted(checks, key=lambda check: -("ok", "ignored", "warn", "alarm").index(check.status))
     return Found(reference, choice, now, facts, moved, joint, outcomes, settled, before, estimate, service, ordered, version)
 
-# %% ../../../nbs/766_operations.monitor.look.ipynb #46bccdc5
+# %% ../../../nbs/766_operations.monitor.look.ipynb #86679779
 def _rows_of(log: OpenLog, choice: Choice, outcome: Outcome, options: Options, reference: Reference, now: float) -> pd.DataFrame:
     """A sample of the rows of an earlier window."""
     with put_aside(log, with_actuals(log, choice.of(log.predictions, outcome.window), choice.model, now)) as rows:

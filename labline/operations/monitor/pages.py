@@ -28,7 +28,7 @@ from .verdict import Bounds
 from ..pages import INK, LINE, SOFT
 from ..report import Words
 
-# %% ../../../nbs/772_operations.monitor.pages.ipynb #c2b26c06
+# %% ../../../nbs/772_operations.monitor.pages.ipynb #856b8ddd
 COLOURS = {"ok": GOOD, "ignored": NEUTRAL, "warn": ATTENTION, "alarm": BAD}
 HEADINGS = {"ok": "All is well", "warn": "Worth a look", "alarm": "Something has to be done"}
 
@@ -41,7 +41,8 @@ def banner(found: Found) -> str:
     found : by a look.
     """
     colour = COLOURS[found.status]
-    reasons = [check for check in found.checks if check.status in ("warn", "alarm")] or [check for check in found.checks if check.cause in ("rows", "error")]
+    reasons = [check for check in found.checks if check.status in ("warn", "alarm")]
+    reasons = reasons or [check for check in found.checks if check.cause in ("rows", "error")]
     lines = "".join(
         f'<div style="display:flex;gap:.8rem;margin:.45rem 0"><div style="flex:none;width:.6rem;height:.6rem;border-radius:50%;margin-top:.5rem;'
         f'background:{COLOURS[check.status]}"></div><div>{_marked(check.reason)}</div></div>'
@@ -102,7 +103,7 @@ def _span(found: Found) -> str:
     ends = [datetime.fromtimestamp(moment, ZoneInfo(found.reference.contract.timezone)) for moment in (found.settled.window.since, found.settled.window.until)]
     return f"{ends[0]:%-d %b} to {ends[1]:%-d %b}"
 
-# %% ../../../nbs/772_operations.monitor.pages.ipynb #3d0fcd11
+# %% ../../../nbs/772_operations.monitor.pages.ipynb #31867eb4
 def error_figure(found: Found, held: pd.DataFrame) -> Figure | None:
     """Draw the error of each window, the estimates that were made, and what was usual at the release; None where nothing is known.
 
@@ -126,11 +127,11 @@ def error_figure(found: Found, held: pd.DataFrame) -> Figure | None:
     sns.lineplot(x=ends, y=[one.value for one in figures], color=DATA, linewidth=1, ax=axis, zorder=0)
     if not held.empty:
         when = held["until"].dt.tz_convert(zone).dt.tz_localize(None)
-        bars = [held["estimate"] - held["low"], held["high"] - held["estimate"]]
-        axis.errorbar(when, held["estimate"], yerr=bars, color=DATA, alpha=0.55, fmt="D", mfc="white")
+        reach = [held["estimate"] - held["low"], held["high"] - held["estimate"]]
+        axis.errorbar(when, held["estimate"], yerr=reach, color=DATA, alpha=0.55, fmt="D", mfc="white")
     spans = [_day(one.window.until, zone) for one in found.outcomes]
-    covered = [0 if math.isnan(one.coverage) else one.coverage for one in found.outcomes]
-    below.bar(spans, covered, width=0.6 * found.facts.window.hours / 24, color=DATA, alpha=0.6)
+    known_shares = [0 if math.isnan(one.coverage) else one.coverage for one in found.outcomes]
+    below.bar(spans, known_shares, width=0.6 * found.facts.window.hours / 24, color=DATA, alpha=0.6)
     below.set(ylim=(0, 1), yticks=[0, 1], ylabel="known", xlabel="window that ends on")
     below.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.set(ylabel=f"off by ({words.unit})" if words.unit else "off by", ylim=(0, None), title=_error_title(found, words))
@@ -232,7 +233,7 @@ def columns_figure(found: Found, most: int = 6) -> Figure | None:
     axes[0].legend(loc="best")
     return figure
 
-# %% ../../../nbs/772_operations.monitor.pages.ipynb #be8e9f76
+# %% ../../../nbs/772_operations.monitor.pages.ipynb #a5bb0f5d
 def columns_table(found: Found) -> pd.DataFrame:
     """All distances of all columns as a table of text.
 
@@ -245,8 +246,7 @@ def columns_table(found: Found) -> pd.DataFrame:
         lines[line["name"]] = {
             "": status.get(line["name"], ""), "index": f"{line['psi']:.3f}", "ordinary": f"{line['noise']:.3f}", "p": _chance(line["p_corrected"]),
             "KS": _text(line.get("ks"), ".3f"), "W": _text(line.get("wasserstein"), ".3g"), "JS": f"{line['jensen_shannon']:.3f}",
-            "missing": f"{line['missing']:.1%}",
-            "novel": f"{line['novel']:.1%}", "at stake": _text(line["at_stake"], ".2f"),
+            "missing": f"{line['missing']:.1%}", "novel": f"{line['novel']:.1%}", "at stake": _text(line["at_stake"], ".2f"),
         }  # fmt: skip
     return pd.DataFrame(lines).T
 

@@ -21,7 +21,7 @@ from .counting import Counted, Rule, Watched, count_frame, rule_of, watched
 from .distances import Bins
 from .usual import Usual, usual
 
-# %% ../../../nbs/746_operations.monitor.reference.ipynb #2fabf296
+# %% ../../../nbs/746_operations.monitor.reference.ipynb #3d0f2109
 @dataclass(frozen=True)
 class Baseline:
     """What one watched thing was in the reference.
@@ -61,11 +61,11 @@ class Baseline:
         counted = count_frame(values, rule)
         bins = Bins.of(counted)
         by_day = np.zeros((int(days.max(initial=0)) + 1, len(bins.labels) + 1), np.int64)
-        for day, part in values.groupby(days):
-            by_day[int(str(day))] = bins.count(count_frame(part, rule))
+        for day in np.unique(days).tolist():
+            by_day[day] = bins.count(count_frame(values[days == day], rule))
         return cls(one, rule, counted, bins, by_day)
 
-# %% ../../../nbs/746_operations.monitor.reference.ipynb #a5925feb
+# %% ../../../nbs/746_operations.monitor.reference.ipynb #9c934584
 @dataclass(frozen=True)
 class Reference:
     """What a model saw and how wrong it was, when it was judged.
@@ -157,4 +157,4 @@ def _days(rows: pd.DataFrame, contract: Contract) -> NDArray[np.int64]:
     if contract.time is None or contract.time not in rows:
         return np.zeros(len(rows), np.int64)
     moments = pd.to_datetime(rows[contract.time]).dt.normalize()
-    return np.asarray((moments - moments.min()).dt.days.fillna(0), np.int64)
+    return np.asarray((moments - moments.min()).dt.days.fillna(0), dtype=np.int64)

@@ -16,7 +16,7 @@ from .counting import PREDICTION
 from .log import ANSWERS
 from .reference import Reference
 
-# %% ../../../nbs/754_operations.monitor.sample.ipynb #a611b9ed
+# %% ../../../nbs/754_operations.monitor.sample.ipynb #7b71869a
 def draw(rows: ibis.Table, count: int, size: int, contract: Contract, seed: int = 0) -> pd.DataFrame:
     """Up to about `size` rows of a window in memory, in the order of time.
 

@@ -63,7 +63,7 @@ def counters(text: str) -> dict[str, float]:
         raise WorkspaceError(f"these are no metrics: {problem}", remedy="Give the address of the service, as `service` in params.yaml") from None
     return {json.dumps([sample.name, sample.labels], sort_keys=True): float(sample.value) for sample in samples if sample.name in COUNTERS}
 
-# %% ../../../nbs/762_operations.monitor.service.ipynb #92e04c4f
+# %% ../../../nbs/762_operations.monitor.service.ipynb #fdf399d5
 def between(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
     """What was counted between two looks, by counter.
 

@@ -6,7 +6,7 @@
 __all__ = ['HOUR', 'MONDAY', 'NUMBERS', 'Window', 'read_moment', 'last_window', 'Choice', 'releases', 'with_actuals', 'put_aside',
            'Facts', 'count_window']
 
-# %% ../../../nbs/750_operations.monitor.window.ipynb #af2f79ef
+# %% ../../../nbs/750_operations.monitor.window.ipynb #6fc3f850
 import itertools
 import math
 from collections.abc import Iterator
