@@ -152,13 +152,14 @@ class RawTables:
         with self._opened() as connection:
             return connection.execute(query, values).fetchall()
 
-    def add(self, name: str, rows: Sequence[Any]) -> Taken:
+    def add(self, name: str, rows: Sequence[Any], amend: bool = False) -> Taken:
         """Take rows of one table; they are on disk when this returns.
 
         Parameters
         ----------
         name : of the table.
         rows : as they were sent.
+        amend : what a row does not say stays as it was, where the row is known already.
 
         Raises
         ------
@@ -174,6 +175,7 @@ class RawTables:
             with self._opened() as connection:
                 for key, row in sent.items():
                     known = connection.execute("SELECT row FROM rows WHERE name = ? AND id = ?", (name, key)).fetchone()
+                    row = _amended(known[0], row) if amend and known else row
                     taken.new += known is None
                     taken.replaced += known is not None and known[0] != row
                     connection.execute(UPSERT, (name, key, row))
@@ -203,6 +205,11 @@ class RawTables:
 # %% ../../nbs/198_data.incoming.ipynb #4b789f01
 def _key(row: Mapping[str, Any], table: Table) -> str:
     return msgspec.json.encode([row[name] for name in identity(table) or table.columns]).decode()
+
+
+def _amended(known: str, row: str) -> str:
+    said = {name: value for name, value in msgspec.json.decode(row).items() if value is not None}
+    return msgspec.json.encode(msgspec.json.decode(known) | said).decode()
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:

@@ -95,22 +95,23 @@ def completed_rows(log: Log, contract: Contract, since: float = 0.0) -> tuple[li
 LATE = 120.0  # seconds that a prediction or an actual may take from its time stamp to the log
 
 
-def collect(log: Log, tables: RawTables) -> None:
-    """Put the rows that actuals made since the last time to the raw tables; none where the log keeps too little.
+def collect(log: Log, tables: RawTables) -> Taken:
+    """Put the rows that actuals made since the last time to the raw tables, and say what became of them; none where the log keeps too little.
 
     Parameters
     ----------
     log : has predictions and actuals.
     tables : the raw tables; they remember how far this has come.
     """
-    contract = tables.contract
+    contract, taken = tables.contract, Taken()
     if not not_kept(contract):
         rows, arrived = completed_rows(log, contract, tables.mark("actuals") - LATE)
         if rows:
-            errors = tables.add(contract.main, rows).errors
-            if errors:
-                LOG.info("of %d rows that actuals made, some do not hold to the contract, the first for %s", len(rows), errors[0])
+            taken = tables.add(contract.main, rows, amend=True)
+            if taken.errors:
+                LOG.info("of %d rows that actuals made, some do not hold to the contract, the first for %s", len(rows), taken.errors[0])
             tables.raise_mark("actuals", arrived)
+    return taken
 
 # %% ../../nbs/598_serving.refresh.ipynb #c4dd7396
 def reached(completer: Completer, tables: RawTables, now: datetime) -> dict[str, ibis.Table]:
