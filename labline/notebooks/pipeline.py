@@ -103,7 +103,7 @@ def check_argument(argument: Argument, declared: Mapping[str, Parameter], sectio
         raise ParameterError("papermill would read this text as another type", found=value, remedy=f"Write `-r {argument.parameter}` in dvc.yaml", where=where)
 
 # %% ../../nbs/410_notebooks.pipeline.ipynb #23e09ac0
-OF_COMMANDS = ("monitor", "retrain")  # sections that no stage reads, but the command of that name
+OF_COMMANDS = ("retrain",)  # sections that no notebook reads, but the command of that name
 
 
 def check_keys(sections: Mapping[str, Mapping[str, Any]], used: set[tuple[str, str]], where: str = "params.yaml") -> Iterator[LablineError]:

@@ -6,7 +6,7 @@
 __all__ = ['COMMITTED', 'STAGES', 'check_committed', 'check_record', 'check_new', 'against', 'artifacts', 'release']
 
 # %% ../../nbs/691_operations.releasing.ipynb #6ca60a9f
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,10 @@ def artifacts(line: RecordedLine, tracked: bool) -> dict[str, str]:
     return data | {path: digest for path, digest in made.items() if not tracked or path in kept}
 
 # %% ../../nbs/691_operations.releasing.ipynb #31d59503
-def release(root: str | Path, *, stage: str = "prod", share: bool = False, say: Callable[[str], None] = lambda line: None) -> Release:
+def release(
+    root: str | Path, *, stage: str = "prod", share: bool = False, say: Callable[[str], None] = lambda line: None, notes: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> Release:  # fmt: skip
     """Release what the line packaged last, as the next version of its model.
 
     Parameters
@@ -113,6 +116,8 @@ def release(root: str | Path, *, stage: str = "prod", share: bool = False, say: 
     stage : whose release it is held against.
     share : push the branch and the tag; if that is not possible there is no tag.
     say : is told what happens.
+    notes : further lines for the message of the tag.
+    facts : further facts for it.
 
     Raises
     ------
@@ -137,7 +142,7 @@ def release(root: str | Path, *, stage: str = "prod", share: bool = False, say: 
             say(f"Holding it against {live.label}, which is in {stage}")
             evidence |= {"live": against(root, bundle, live, stage)}
         _keep(storage, label, say)
-    write_tag(root, tag, "HEAD", as_message(release_lines(label, evidence), {"release": label, **evidence}), share)
+    write_tag(root, tag, "HEAD", as_message([*release_lines(label, evidence), *notes], {"release": label, **evidence, **(facts or {})}), share)
     return Registry.read(root).find(label)
 
 

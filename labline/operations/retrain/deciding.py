@@ -40,7 +40,7 @@ class Check(msgspec.Struct, frozen=True):
     text: str
     otherwise: Outcome = "refuse"
 
-# %% ../../../nbs/792_operations.retrain.deciding.ipynb #45627406
+# %% ../../../nbs/792_operations.retrain.deciding.ipynb #9c81dc07
 def check_rows(comparison: Comparison, policy: Policy) -> Check:
     """Whether there are enough labelled rows that neither model has seen."""
     enough = comparison.rows >= policy.least_rows
@@ -52,8 +52,8 @@ def check_error(comparison: Comparison, policy: Policy) -> Check:
     """Whether the error keeps the margin beyond doubt."""
     relative, percent = comparison.relative, Interval(*(100 * number for number in vars(comparison.relative).values()))
     unit = f" {comparison.unit}" if comparison.unit else ""
-    errors = " against ".join(f"{side['mae'].text()}{unit}" for side in (comparison.challenger, comparison.live))
-    text = f"The challenger's mean absolute error is {errors} of what is live: {percent.text(1)} % of difference; at most {100 * policy.margin:g} % may be."
+    errors = ", that of what is live ".join(f"{side['mae'].text()}{unit}" for side in (comparison.challenger, comparison.live))
+    text = f"The challenger's mean absolute error is {errors}: a difference of {percent.text(1)} %, which is to be below {100 * policy.margin:g} %."
     if math.isnan(relative.low):
         return Check("error", "unsure", f"{text} There are too few days to say whether that is chance.", policy.unsure)
     if relative.high < policy.margin:
