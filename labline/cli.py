@@ -22,6 +22,7 @@ from .notebooks.parameters import convert
 from .notebooks.runner.commands import repro, run
 from .operations import release_commands, report_commands
 from .operations.monitor.commands import monitor
+from .operations.retrain.commands import retrain
 from .serving import commands as serving_commands
 from .serving import scoring_commands
 from .settings import find_workspace, resolve
@@ -92,8 +93,11 @@ def check(
         typer.echo(f"{count} notebooks are clean; labline/ and README.md are made from them")
     else:
         from labline.notebooks.pipeline import check_parameters
+        from labline.operations.retrain.policy import load_policy
 
-        typer.echo(f"{check_parameters(root or find_workspace())} values of params.yaml fit their notebooks")
+        count = check_parameters(root or find_workspace())
+        load_policy(root or find_workspace())
+        typer.echo(f"{count} values of params.yaml fit their notebooks")
 
 # %% ../nbs/920_cli.ipynb #410f49f2
 @app.command()
@@ -179,6 +183,9 @@ app.command()(plainly(report_commands.reports))
 
 # %% ../nbs/920_cli.ipynb #028c565c
 app.command()(plainly(monitor))
+
+# %% ../nbs/920_cli.ipynb #e70e5478
+app.command()(plainly(retrain))
 
 # %% ../nbs/920_cli.ipynb #6d40818e
 def option_name(kind: type) -> str:

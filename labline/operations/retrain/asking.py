@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATUS', 'is_due', 'dry_run']
 
-# %% ../../../nbs/810_operations.retrain.asking.ipynb #232f57a3
+# %% ../../../nbs/810_operations.retrain.asking.ipynb #dd2791ee
 import shutil
 import tempfile
 import time
@@ -17,13 +17,14 @@ from ..registry import Registry
 from .due import Due, Facts, alarms, due, new_labels
 from .gathering import Gathered, link_or_copy
 from .policy import load_policy
+from .probation import read_probation
 from .round import gather_into, log_of
 from .running import can_go_on, check_ready
 from .state import FOLDER, history, read_state
 from ...serving.settings import Settings
 from ...settings import load_parameters
 
-# %% ../../../nbs/810_operations.retrain.asking.ipynb #0f95f7f6
+# %% ../../../nbs/810_operations.retrain.asking.ipynb #fa54b217
 STATUS = "runs/monitor/status.json"
 
 
@@ -46,7 +47,9 @@ def is_due(root: str | Path, *, settings: Settings | None = None, now: float | N
     changes, past = Registry.read(root).changes(contract.model, policy.stage), history(root / FOLDER)
     since = past[-1]["at"] if past else changes[-1].note.at.timestamp() if changes else 0.0
     counted = new_labels(log_of(root, settings or Settings.load()), contract, state.began if state else 0.0, now) if policy.new_labels else 0
-    return due(policy, state, Facts(now, alarms(root / status), counted, since))
+    watched = read_probation(root)
+    bad = watched is not None and watched.ending == "taken back" and state is not None and state.facts.get("release") == watched.release
+    return due(policy, state, Facts(now, alarms(root / status), counted, since, watched.release if bad and watched else ""))
 
 # %% ../../../nbs/810_operations.retrain.asking.ipynb #c695613e
 def dry_run(root: str | Path, *, exports: str = "", settings: Settings | None = None, now: float | None = None) -> list[str]:

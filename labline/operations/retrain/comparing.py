@@ -6,7 +6,7 @@
 __all__ = ['SLICES', 'CHANCE', 'seen_until', 'write_window', 'SliceSums', 'slice_sums', 'judge_slices', 'Comparison', 'compare',
            'slices_figure', 'model_bytes']
 
-# %% ../../../nbs/790_operations.retrain.comparing.ipynb #707d5556
+# %% ../../../nbs/790_operations.retrain.comparing.ipynb #c772c076
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from ...data.contract import Contract
 from ...data.figures import DATA, HIGHLIGHT, NEUTRAL
@@ -129,7 +129,7 @@ def slice_sums(rows: ibis.Table, cut: Cut) -> list[SliceSums]:
     sums = {code: [side[code].sums for side in sides] for code in labels if code in sides[0]}
     return [SliceSums(cut.name, labels[code], one[:, 0], one[:, 1] / 1e6, other[:, 1] / 1e6) for code, (one, other) in sums.items()]
 
-# %% ../../../nbs/790_operations.retrain.comparing.ipynb #fb22e550
+# %% ../../../nbs/790_operations.retrain.comparing.ipynb #ce090788
 SLICES = ["slice", "value", "rows", "challenger", "live", "difference", "low", "high", "sure", "relative"]
 CHANCE = 0.05
 
@@ -154,7 +154,7 @@ def judge_slices(sums: Sequence[SliceSums], weights: NDArray[np.float64], least:
         rows, changes, total = one.rows, one.challenger - one.live, one.rows.sum()
         figure, days = paired_interval(rows, changes, weights), int((rows > 0).sum())
         spread = np.sqrt((np.square(changes - figure.value * rows)).sum() * days / (days - 1)) / total
-        sure = figure.value - student.ppf(1 - CHANCE / len(kept), days - 1) * spread
+        sure = figure.value - stdtrit(days - 1, 1 - CHANCE / len(kept)) * spread
         errors = one.challenger.sum() / total, one.live.sum() / total
         table.append([one.cut, one.value, int(total), *errors, figure.value, figure.low, figure.high, sure, figure.value / max(errors[1], 1e-12)])
     return pd.DataFrame(table, columns=SLICES).sort_values(["relative", "slice", "value"], ascending=[False, True, True], ignore_index=True)

@@ -57,7 +57,7 @@ def new_labels(url: str, contract: Contract, since: float, now: float) -> int:
         rows = with_actuals(log, Choice(contract.model).of(log.predictions), contract.model, now)
         return int(rows.filter(rows["received_at"] > since).count().to_pandas())
 
-# %% ../../../nbs/806_operations.retrain.due.ipynb #101aa552
+# %% ../../../nbs/806_operations.retrain.due.ipynb #2b78b12d
 @dataclass(frozen=True)
 class Due:
     """Whether to retrain now.
@@ -84,14 +84,16 @@ class Facts:
     alarms : causes, see `alarms`.
     labels : new actual values, see `new_labels`.
     since : when the last retraining ended or stopped, or where there was none, when the live release went live; seconds since 1970.
+    taken_back : the release that the last retraining made, if it was taken back; empty otherwise.
     """
 
     now: float
     alarms: Sequence[str] = ()
     labels: int = 0
     since: float = 0.0
+    taken_back: str = ""
 
-# %% ../../../nbs/806_operations.retrain.due.ipynb #eda0ac30
+# %% ../../../nbs/806_operations.retrain.due.ipynb #14030de1
 MOST_ATTEMPTS = 2
 
 
@@ -111,6 +113,9 @@ def due(policy: Policy, state: State | None, facts: Facts) -> Due:
         return Due(False, f"{state.attempts} attempts in a row stopped{told}. A person may try again with `labline retrain`", asks=True)
     if state is not None and not state.ending:
         return Due(True, state.because)
+    if facts.taken_back:
+        told = f"{facts.taken_back}, which the last retraining released, was worse in production and was taken back"
+        return Due(False, f"{told}. A person should look why, and may retrain with `labline retrain`", asks=True)
     hours = (facts.now - facts.since) / 3600
     reason = _reason(policy, facts, hours)
     if not reason:

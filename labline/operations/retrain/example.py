@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPEEDS', 'OUTPUTS', 'LINE', 'PARAMETERS', 'line_contract', 'world', 'asof_tables', 'latest', 'complete', 'learn',
-           'write_workspace', 'dvc', 'serve_trips']
+           'write_workspace', 'dvc', 'serve_trips', 'answer_twice']
 
 # %% ../../../nbs/798_operations.retrain.example.ipynb #902b5a43
 import json
@@ -222,4 +222,33 @@ def serve_trips(root: str | Path, trips: pd.DataFrame, digest: str, minutes_per_
     known = trips.iloc[: round(labelled * len(trips))]
     values = [{"key": key, "value": minutes} for key, minutes in zip(known["trip_id"], known["minutes"], strict=True)]
     Actuals(log, contract).add(values, now=trips["requested_at"].max().replace(tzinfo=UTC).timestamp() + 7200)
+    log.close()
+
+# %% ../../../nbs/798_operations.retrain.example.ipynb #bfcddf59
+def answer_twice(url: str, begin: float, hours: int, new: float, old: float, seed: int = 0) -> None:
+    """Write requests of two rows every ten minutes to a log, answered by a release and by a shadow; the actual values of the last hour have not come.
+
+    Parameters
+    ----------
+    url : of the log.
+    begin : seconds since 1970.
+    hours : how long.
+    new, old : standard deviations of the errors of the release, whose digest is all `b`, and of the shadow, all `a`.
+    seed : of chance.
+    """
+    from labline.models.example import example_contract
+    from labline.serving.actuals import Actuals
+    from labline.serving.log import PredictionLog
+    from labline.serving.store import Entry
+
+    draw, log, entries, values = np.random.default_rng(seed), PredictionLog(url), [], []
+    for place in range(6 * hours):
+        at, truth = begin + 600 * place, float(draw.gamma(4, 4))
+        for row in range(2):
+            for digest, role, error in (("b", "live", new), ("a", "shadow", old)):
+                id, answer = f"{digest}-{begin:.0f}-{place:05d}-{row}", json.dumps({"minutes": truth + row + float(draw.normal(0, error))})
+                entries.append(Entry(id, f"r-{begin:.0f}-{place}", at, "eta", 1, digest * 64, role, None, "{}", answer))
+            values.append({"prediction_id": f"b-{begin:.0f}-{place:05d}-{row}", "value": truth + row})
+    log.write(entries)
+    Actuals(log, example_contract()).add(values[:-12], now=begin + 3600 * hours)
     log.close()

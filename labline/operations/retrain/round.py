@@ -130,7 +130,7 @@ def gather_into(
     rules = Rules(**{name: given[name] for name in Rules.__dataclass_fields__ if name in given})
     return gather(contract, data, report, came=tables, served=served, exports=exports or None, rules=rules), refused
 
-# %% ../../../nbs/800_operations.retrain.round.ipynb #8b23a644
+# %% ../../../nbs/800_operations.retrain.round.ipynb #fe46eacd
 def step_open(round: Round) -> State:
     """Make the worktree."""
     open_worktree(round.root, round.place, round.state.branch, round.state.base)
@@ -156,13 +156,13 @@ def _checkout_data(round: Round) -> None:
         raise WorkspaceError("there is no data version to begin with", remedy="Pin the raw tables with `dvc add data`, and commit `data.dvc`", where="data.dvc")
     with Storage(round.place) as storage:
         fetch(storage, pinned, round.state.base)
-    round.run("dvc", "checkout", "--quiet", "--force", "data.dvc")
+    round.run("dvc", "checkout", "--force", "data.dvc")
 
-# %% ../../../nbs/800_operations.retrain.round.ipynb #fe29a872
+# %% ../../../nbs/800_operations.retrain.round.ipynb #35dea02f
 def step_pin(round: Round) -> State:
     """Pin the new data version, and commit it together with the parameters of the policy."""
     before = data_version(round.root / "data.dvc")["md5"]
-    round.run("dvc", "add", "--quiet", "data")
+    round.run("dvc", "add", "data")
     set_parameters(round.place / "params.yaml", round.policy.parameters)
     after, rows = data_version(round.place / "data.dvc")["md5"], sum(one["new"] for one in round.state.facts["gathered"]["tables"].values())
     commit = round.commit(["data.dvc", "params.yaml"], f"Data version {after[:8]}: {rows} rows that came to the service")
