@@ -9,13 +9,14 @@ from workspaces import ROOT, run
 
 from labline.errors import NotebookError, ParameterError, WorkspaceError
 from labline.notebooks.parameters import load_notebook, read_parameters
-from labline.notebooks.pipeline import check_parameters, read_commands
+from labline.notebooks.pipeline import OF_COMMANDS, check_parameters, read_commands
 
 STAGES = sorted((ROOT / "pipelines").glob("*.ipynb"))
 
 
 def test_this_workspace_agrees_with_itself() -> None:
-    assert check_parameters(ROOT) == sum(map(len, yaml.safe_load((ROOT / "params.yaml").read_text()).values()))
+    sections = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert check_parameters(ROOT) == sum(len(values) for name, values in sections.items() if name not in OF_COMMANDS)
 
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
@@ -27,7 +28,9 @@ def test_every_parameter_of_a_stage_says_what_it_means(path: Path) -> None:
 def test_a_stage_has_the_name_of_its_notebook_its_section_and_its_folder() -> None:
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
     sections = yaml.safe_load((ROOT / "params.yaml").read_text())
-    assert set(pipeline["stages"]) - {"export"} == {path.stem for path in STAGES} == set(sections)
+    stages, notebooks = set(pipeline["stages"]) - {"export"}, {path.stem: read_parameters(load_notebook(path), path.name) for path in STAGES}
+    assert stages <= set(sections) <= {*notebooks, *OF_COMMANDS}
+    assert [name for name, declared in notebooks.items() if name not in stages and "output_folder" not in declared] == [], "what is no stage is a report"
     for name, stage in pipeline["stages"].items():
         if name != "export":
             assert f"pipelines/{name}.ipynb" in stage["cmd"] and all(str(out).startswith(f"build/{name}") for out in stage["outs"]), name
