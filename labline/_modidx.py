@@ -2843,6 +2843,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'labline/operations/retrain/asking.py')},
             'labline.operations.retrain.commands': { 'labline.operations.retrain.commands._begin': ( 'operations.retrain.commands.html#_begin',
                                                                                                      'labline/operations/retrain/commands.py'),
+                                                     'labline.operations.retrain.commands._has_shadow': ( 'operations.retrain.commands.html#_has_shadow',
+                                                                                                          'labline/operations/retrain/commands.py'),
                                                      'labline.operations.retrain.commands.begin_shadow': ( 'operations.retrain.commands.html#begin_shadow',
                                                                                                            'labline/operations/retrain/commands.py'),
                                                      'labline.operations.retrain.commands.end_shadow': ( 'operations.retrain.commands.html#end_shadow',

@@ -71,8 +71,18 @@ def end_shadow(watched: "Probation", url: str | None, key: str | None) -> str:
     try:
         ask("DELETE", "/releases/candidate", url, key, model=watched.model)
     except LablineError as problem:
-        return f"The service was not told to end the shadow: {problem}"
+        if _has_shadow(watched.model, url, key):
+            return f"The service was not told to end the shadow: {problem}"
     return "The shadow has ended"
+
+
+def _has_shadow(model: str, url: str | None, key: str | None) -> bool:
+    """Whether a shadow may still answer: a service that follows the stage ends it by itself when the shadow becomes live."""
+    try:
+        models = ask("GET", "/releases", url, key)["models"]
+    except LablineError:
+        return True
+    return any("shadow" in one["labels"] for known in models if known["model"] == model for one in known["releases"])
 
 # %% ../../../nbs/830_operations.retrain.commands.ipynb #a739f909
 def look_first(root: Path, url: str | None, key: str | None) -> None:
