@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TABLES', 'ASKS', 'ending_lines', 'begin_shadow', 'end_shadow', 'look_first', 'tell_what_waits', 'retrain']
 
-# %% ../../../nbs/830_operations.retrain.commands.ipynb #6fa46da6
+# %% ../../../nbs/830_operations.retrain.commands.ipynb #255ded9e
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,7 +119,7 @@ def tell_what_waits(root: Path, because: str) -> None:
     for line in tell_person(root, Contract.load(root / "contract.yaml").model, {"retraining": because} if because else {}):
         typer.echo(line)
 
-# %% ../../../nbs/830_operations.retrain.commands.ipynb #3d725e09
+# %% ../../../nbs/830_operations.retrain.commands.ipynb #49c3f3e2
 TABLES = "A folder of raw tables to add to the data version, laid out as data/."
 ASKS = 3
 
@@ -158,6 +159,7 @@ def retrain(
 
 
 def _begin(root: Path, because: str, exports: str, accept: bool | None, service: tuple[str | None, str | None], unattended: bool) -> None:
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # as in the kernel, so that a model gives the same numbers here
     from labline.operations.retrain.running import retrain as begin
 
     state = begin(root, because=because, exports=exports, accept=accept, say=typer.echo)

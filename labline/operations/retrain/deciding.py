@@ -136,7 +136,7 @@ def decide(checks: Iterable[Check], policy: Policy) -> Decision:
         return Decision("ask", f"It passes, and the policy lets a person decide. {reason}", checks)
     return Decision("promote", reason, checks)
 
-# %% ../../../nbs/792_operations.retrain.deciding.ipynb #5446f2c5
+# %% ../../../nbs/792_operations.retrain.deciding.ipynb #5fc00ee7
 def short_facts(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the message of a tag has of a decision, for programs.
 
@@ -161,7 +161,8 @@ def page(record: Mapping[str, Any]) -> str:
     Parameters
     ----------
     record : plain values: `run`, `because`, `decision`, `comparison`, `live` and `challenger` (each with `digest`, and `release` or `champion`), `data`
-        (`before`, `after`, `summary`), `served` (one entry for each looked-up value), `policy`, and `figure`, the name of the picture beside the page.
+        (`before`, `after`, `summary`), `served` (one entry for each looked-up value), `policy`, and `figure`, the name of the picture beside the page;
+        where they are known also `realised` and `refit`.
     """
     decision, comparison, live, challenger = (record[name] for name in ("decision", "comparison", "live", "challenger"))
     window = f", {comparison['from']} to {comparison['until']}" if comparison["from"] else ""
@@ -169,15 +170,30 @@ def page(record: Mapping[str, Any]) -> str:
         f"# Retraining {record['run']}: {TITLES[decision['outcome']]}", "", decision["reason"], "",
         f"- Why: {record['because']}.",
         f"- Challenger: candidate `{challenger['champion']}`, bundle `{challenger['digest'][:12]}`. Live: `{live['release']}`, bundle `{live['digest'][:12]}`.",
-        f"- Held against each other on {comparison['rows']:,} labelled rows{window}.",
+        f"- Held against each other on {comparison['rows']:,} labelled rows{window}.", *_realised(record),
         f"- Data version `{str(record['data']['after'])[:8]}`, made from `{str(record['data']['before'])[:8]}`.", "",
         "| question | answer | found |", "|---|---|---|",
         *[f"| {check['name']} | {SIGNS[check['verdict']]} | {check['text'].replace('|', '/')} |" for check in decision["checks"]], "",
         "## Errors by slice", "", f"![Differences by slice]({record['figure']})", "", *_slices(comparison["slices"]), "",
         "## The new data version", "", record["data"]["summary"], "", *_served(record["served"]),
-        "## The policy", "", *[f"- `{name}`: {value}" for name, value in record["policy"].items()], "",
+        *_refit(record), "## The policy", "", *[f"- `{name}`: {value}" for name, value in record["policy"].items()], "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _realised(record: Mapping[str, Any]) -> list[str]:
+    found = record.get("realised")
+    told = "here it answers anew, from the values of the new data version"
+    name = record["live"]["release"]
+    return [f"- What `{name}` really answered to {found['rows']:,} of them had an error of {found['mae']:.2f}; {told}."] if found else []
+
+
+def _refit(record: Mapping[str, Any]) -> list[str]:
+    refit = record.get("refit")
+    if not refit:
+        return []
+    changes = ", ".join(f"`{name}` {value}" for name, value in refit["parameters"].items())
+    return ["## The refit", "", f"What passed has learned once more, from nearly all rows ({changes}); that is what is released.", "", refit["check"]["text"], ""]
 
 
 def _slices(slices: list[Mapping[str, Any]], most: int = 8) -> list[str]:

@@ -69,7 +69,7 @@ def hold(round: Round, live: "Bundle") -> "Comparison":
     rows = with_attributes(rows, policy.slice_columns, round.contract, round.place / "build/validate/tables")
     return compare(rows, round.contract, columns=policy.slice_columns, least=policy.slice_rows, within=within, resamples=policy.resamples)
 
-# %% ../../../nbs/802_operations.retrain.judging.ipynb #9e3c5fa2
+# %% ../../../nbs/802_operations.retrain.judging.ipynb #8e694ac9
 def answer_questions(round: Round, challenger: "Bundle", live: "Bundle", comparison: "Comparison") -> list["Check"]:
     """The questions that the policy asks of a challenger, with their answers.
 
@@ -94,16 +94,18 @@ def answer_questions(round: Round, challenger: "Bundle", live: "Bundle", compari
     return [*compared, costs, check_proof(challenger)]
 
 
-def _served(round: Round) -> list[dict[str, Any]]:
+def _served(round: Round, digest: str) -> dict[str, Any]:
     from labline.data.tables import connect
-    from labline.operations.retrain.served import served_differences
+    from labline.operations.retrain.served import realised_error, served_differences
 
+    rows, kept = round.home / "window.parquet", round.place / "data/served/predictions"
     with connect() as connection:
-        prepared, kept = round.place / "build/prepare/test.parquet", round.place / "data/served/predictions"
-        found = served_differences(connection, prepared, kept, round.contract).round(4)
-        return [{str(name): value for name, value in one.items()} for one in found.astype(object).where(found.notna(), None).to_dict("records")]
+        found = served_differences(connection, rows, kept, round.contract).round(4)
+        realised = realised_error(connection, rows, kept, round.contract, digest)
+    served = [{str(name): value for name, value in one.items()} for one in found.astype(object).where(found.notna(), None).to_dict("records")]
+    return {"served": served, "realised": realised}
 
-# %% ../../../nbs/802_operations.retrain.judging.ipynb #ec56f247
+# %% ../../../nbs/802_operations.retrain.judging.ipynb #7c71a7ce
 def step_judge(round: Round) -> State:
     """Hold the challenger against what is live, and decide by the policy."""
     from labline.models.bundle import Bundle
@@ -118,7 +120,7 @@ def step_judge(round: Round) -> State:
     facts = round.state.facts
     record = {
         "run": round.state.run, "because": round.state.because, "decision": msgspec.to_builtins(decision), "comparison": comparison.as_dict(),
-        "live": {"release": release.label, "digest": live.digest}, "served": _served(round), "policy": msgspec.to_builtins(round.policy),
+        "live": {"release": release.label, "digest": live.digest}, "policy": msgspec.to_builtins(round.policy), **_served(round, live.digest),
         "challenger": {"champion": read_result(round.place, CHAMPION)["champion"], "digest": challenger.digest},
         "data": {"before": facts["before"], "after": facts["after"], "summary": facts["summary"], "gathered": facts["gathered"]},
     }  # fmt: skip
