@@ -154,7 +154,7 @@ def short_facts(record: Mapping[str, Any]) -> dict[str, Any]:
 TITLES = {"promote": "the challenger goes live", "ask": "a person must say", "refuse": "the challenger is refused"}
 SIGNS = {"passes": "passes", "fails": "**fails**", "unsure": "*unsure*"}
 
-
+# %% ../../../nbs/792_operations.retrain.deciding.ipynb #a3cf7f89
 def page(record: Mapping[str, Any]) -> str:
     """A decision for people, in Markdown.
 
