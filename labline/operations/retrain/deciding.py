@@ -193,7 +193,8 @@ def _refit(record: Mapping[str, Any]) -> list[str]:
     if not refit:
         return []
     changes = ", ".join(f"`{name}` {value}" for name, value in refit["parameters"].items())
-    return ["## The refit", "", f"What passed has learned once more, from nearly all rows ({changes}); that is what is released.", "", refit["check"]["text"], ""]
+    said = f"What passed has learned once more, from nearly all rows ({changes}); that is what is released."
+    return ["## The refit", "", said, "", refit["check"]["text"], ""]
 
 
 def _slices(slices: list[Mapping[str, Any]], most: int = 8) -> list[str]:
