@@ -7,6 +7,7 @@ __all__ = ['TABLES', 'ASKS', 'ending_lines', 'begin_shadow', 'end_shadow', 'look
 
 # %% ../../../nbs/830_operations.retrain.commands.ipynb #255ded9e
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,20 +70,26 @@ def end_shadow(watched: "Probation", url: str | None, key: str | None) -> str:
     watched : a window that has ended.
     url, key : of the service.
     """
-    try:
-        ask("DELETE", "/releases/candidate", url, key, model=watched.model)
-    except LablineError as problem:
-        if _has_shadow(watched.model, url, key):
-            return f"The service was not told to end the shadow: {problem}"
-    return "The shadow has ended"
+    until = time.monotonic() + 20.0
+    while True:
+        try:
+            ask("DELETE", "/releases/candidate", url, key, model=watched.model)
+        except LablineError as problem:
+            there = _has_shadow(watched.model, url, key)
+            if there is None or (there and time.monotonic() > until):
+                return f"The service was not told to end the shadow: {problem}"
+            if there:
+                time.sleep(0.5)  # it is taking another release
+                continue
+        return "The shadow has ended"
 
 
-def _has_shadow(model: str, url: str | None, key: str | None) -> bool:
-    """Whether a shadow may still answer: a service that follows the stage ends it by itself when the shadow becomes live."""
+def _has_shadow(model: str, url: str | None, key: str | None) -> bool | None:
+    """Whether a shadow still answers, which a service that follows the stage ends by itself when it becomes live; None where the service does not tell."""
     try:
         models = ask("GET", "/releases", url, key)["models"]
     except LablineError:
-        return True
+        return None
     return any("shadow" in one["labels"] for known in models if known["model"] == model for one in known["releases"])
 
 # %% ../../../nbs/830_operations.retrain.commands.ipynb #a739f909
