@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from workspaces import ROOT, run
 
-LAYERS = ["errors", "settings", "files", "data", "models", "notebooks", "serving", "operations", "shells"]
+LAYERS = ["errors", "settings", "files", "clock", "data", "models", "notebooks", "serving", "operations", "shells"]
 CASES = {"rides"}
 MODULES = sorted(path for path in (ROOT / "labline").rglob("*.py") if path.name not in ("__init__.py", "_modidx.py"))
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))

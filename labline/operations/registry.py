@@ -9,10 +9,11 @@ __all__ = ['age', 'Release', 'Change', 'Registry', 'Outcome', 'promote', 'roll_b
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..clock import today
 from ..errors import WorkspaceError, unknown
 from .evidence import amount, as_message, read_facts, verdict
 from .tags import Note, Tag, check_name, parse_tag, read_tags, write_tag
@@ -26,7 +27,7 @@ def age(moment: datetime, now: datetime | None = None) -> str:
     moment : with a time zone.
     now : another present than the clock's.
     """
-    seconds = max(0.0, ((now or datetime.now(UTC)) - moment).total_seconds())
+    seconds = max(0.0, ((now or today()) - moment).total_seconds())
     for unit, length in (("year", 31_557_600), ("month", 2_629_800), ("day", 86_400), ("hour", 3600), ("minute", 60)):
         if seconds >= 2 * length or (unit == "minute" and seconds >= length):
             count = int(seconds // length)

@@ -8,7 +8,6 @@ __all__ = ['FUTURE', 'LONGEST', 'FIELDS', 'PART', 'Subject', 'PAGE', 'OUTCOMES',
 
 # %% ../../nbs/606_serving.actuals.ipynb #03c57f56
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
@@ -19,6 +18,7 @@ import msgspec
 import pyarrow as pa
 import sqlalchemy as sa
 
+from .. import clock
 from ..data.contract import Contract
 from ..errors import names
 from .log import PredictionLog, logged
@@ -233,7 +233,7 @@ class Actuals:
         ------
         LogError : the log cannot be written; what was taken until then stays, and the same delivery may be sent again.
         """
-        now = time.time() if now is None else now
+        now = clock.now() if now is None else now
         report, taken = Report(errors=[]), []
         for place, item in enumerate(items):
             try:

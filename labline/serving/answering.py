@@ -10,7 +10,6 @@ __all__ = ['Question', 'Answers', 'Predicted', 'predict', 'entries_of', 'Shadow'
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import clock
 from ..errors import LablineError
 from .batching import Batcher
 from .completion import Filled, nothing_looked_up
@@ -171,7 +171,7 @@ class Shadow:
     def _predict(self, challenger: Release, rows: Rows, requests: list[str], keys: list[str | None]) -> None:
         predicted = predict(challenger, rows)
         if self.log is not None:
-            self.log.write(entries_of(predicted, "shadow", time.time(), new_ids(len(rows)), requests, keys, self.salt))
+            self.log.write(entries_of(predicted, "shadow", clock.now(), new_ids(len(rows)), requests, keys, self.salt))
         self.metrics.observe_rows(challenger.name, challenger.label, len(rows), 0)
 
     def close(self, seconds: float = 5.0) -> None:
@@ -253,7 +253,7 @@ class Batchwork:
         """One answer for each question, when its predictions are in the log."""
         standing = self.hosted.standing
         groups = group(questions, standing)
-        at, done, entries = time.time(), [], []
+        at, done, entries = clock.now(), [], []
         for one in groups:
             rows = Rows.join([question.checked.rows for question in one.questions])
             predicted, ids = predict(one.release, rows), new_ids(len(rows)) if self.log is not None else []

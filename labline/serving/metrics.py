@@ -56,6 +56,7 @@ FAMILIES = {
     "labline_queue_rows": Family("sum", "Rows that wait for a model", ("model",)),
     "labline_release_info": Family("max", "Releases that answer: 1", ("model", "release", "digest", "role")),
     "labline_table_age_seconds": Family("max", "Age of the newest entry of an as-of table", ("model", "table")),
+    "labline_table_looks_total": Family("counter", "Looks for new rows from which as-of tables are made anew", ("model",)),
     "labline_log_failures_total": Family("counter", "Batches that could not be written to the prediction log"),
     "labline_input_values_total": Family("counter", "Values of a feature; of texts a sample", FEATURE),
     "labline_input_missing_total": Family("counter", "Missing values of a feature; of texts in a sample", FEATURE),
@@ -341,6 +342,10 @@ class Metrics:
     def set_ages(self, model: str, ages: Mapping[str, float]) -> None:
         """The age of each as-of table of a model in seconds."""
         self._counts.replace("labline_table_age_seconds", model, {(model, table): float(age) for table, age in ages.items()})
+
+    def count_look(self, model: str) -> None:
+        """Count a look for new rows of the tables of a model."""
+        self._counts.add("labline_table_looks_total", (model,))
 
     def snapshot(self) -> Snapshot:
         """All that was counted until now."""

@@ -8,6 +8,7 @@ __all__ = ['open_log', 'Service', 'build_service']
 # %% ../../nbs/626_serving.service.ipynb #71ea1879
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def build_service(models: Sequence[Hosted], settings: Settings) -> Service:
     service = Service(settings, host, log, salt, metrics, Keys(settings.keys), deployment, answerings)
     for hosted in models:
         _watch(hosted, metrics)
-    service.refreshers.update({hosted.name: _refresher(hosted, log, settings) for hosted in models if hosted.live.completer is not None})
+    service.refreshers.update({hosted.name: _refresher(hosted, log, metrics, settings) for hosted in models if hosted.live.completer is not None})
     return service
 
 
@@ -181,8 +182,9 @@ def _watch(hosted: Hosted, metrics: Metrics) -> None:
     tell(hosted.standing)
 
 
-def _refresher(hosted: Hosted, log: PredictionLog | None, settings: Settings) -> Refresher:
-    live = hosted.live
-    refresher = Refresher(live.bundle, live.completer, log, folder=Path(settings.state).parent / "tables" / live.name)  # type: ignore[arg-type]
+def _refresher(hosted: Hosted, log: PredictionLog | None, metrics: Metrics, settings: Settings) -> Refresher:
+    live, seconds, folder = hosted.live, settings.refresh_seconds, Path(settings.state).parent / "tables" / hosted.live.name
+    looked = partial(metrics.count_look, hosted.name)
+    refresher = Refresher(live.bundle, live.completer, log, folder=folder, seconds=seconds, pause=seconds, looked=looked)  # type: ignore[arg-type]
     refresher.follow(lambda: [one.completer for one in dict.fromkeys([hosted.live, *hosted.versions.values()]) if one.completer is not None])
     return refresher

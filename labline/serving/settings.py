@@ -53,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     certificate: Annotated[str, _means("PEM file with the certificate for TLS; empty for plain HTTP")] = ""
     private_key: Annotated[str, _means("PEM file with the certificate's private key")] = ""
     workers: Annotated[Count, _means("processes that answer on the same port")] = 1
+    refresh_seconds: Annotated[Seconds, _means("pause between two looks for new rows from which looked-up tables are made anew")] = 60.0
     stale_hours: Annotated[float, Meta(gt=0, description="age from which a looked-up table is warned of as stale")] = 48.0
     warmup_rows: Annotated[int, Meta(ge=0, description="logged rows that a new release answers before it takes over")] = 256
     state: Annotated[str, _means("file that says which releases are live, for a restart and for other workers")] = "runs/serving/state.json"

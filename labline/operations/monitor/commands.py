@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ... import clock
 from ...errors import LablineError, NotebookError, WorkspaceError
 from ...notebooks.runner.commands import read_parameters
 from ...settings import find_workspace, load_parameters
@@ -117,7 +118,7 @@ def failed_status(folder: Path, problem: str, model: str) -> dict[str, Any]:
     try:
         last = read_status(folder / "status.json")
     except LablineError:
-        moment = iso(time.time())
+        moment = iso(clock.now())
         last = {"model": model, "release": model, "window": {"since": moment, "until": moment, "rows": 0, "labelled": 0}, "checks": []}
     failure = {"cause": "monitor", "status": "alarm", "reason": f"The monitor itself failed: {problem}", "figures": {}}
     return {**last, "status": "alarm", "checks": [failure, *last["checks"]]}

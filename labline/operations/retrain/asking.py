@@ -8,9 +8,9 @@ __all__ = ['STATUS', 'is_due', 'dry_run']
 # %% ../../../nbs/810_operations.retrain.asking.ipynb #dd2791ee
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
+from ... import clock
 from ...data.contract import Contract
 from ...data.incoming import RawTables
 from ..registry import Registry
@@ -42,7 +42,7 @@ def is_due(root: str | Path, *, settings: Settings | None = None, now: float | N
     ------
     LablineError : the policy, the log or the state cannot be read.
     """
-    root, now = Path(root).resolve(), time.time() if now is None else now
+    root, now = Path(root).resolve(), clock.now() if now is None else now
     policy, state, contract = load_policy(root), read_state(root / FOLDER), Contract.load(root / "contract.yaml")
     changes, past = Registry.read(root).changes(contract.model, policy.stage), history(root / FOLDER)
     since = past[-1]["at"] if past else changes[-1].note.at.timestamp() if changes else 0.0

@@ -7,9 +7,9 @@ __all__ = ['STEPS', 'step_release', 'step_promote', 'step_merge', 'step_close', 
 
 # %% ../../../nbs/805_operations.retrain.delivering.ipynb #41077f82
 import shutil
-import time
 from collections.abc import Callable
 
+from ... import clock
 from ...errors import WorkspaceError
 from ..git import GitError, git
 from ..registry import Registry, promote
@@ -49,7 +49,7 @@ def step_promote(round: Round) -> State:
     record = {"retraining": short_facts(read_decision(round))}
     done = promote(round.root, facts["release"], round.policy.stage, reason=facts["reason"], facts=record, share=round.policy.share)
     round.say(done.lines[0])
-    begin_probation(round.root, round.policy, round.contract.model, time.time())
+    begin_probation(round.root, round.policy, round.contract.model, clock.now())
     return round.state.after("merge", replaced=facts["live"])
 
 # %% ../../../nbs/805_operations.retrain.delivering.ipynb #14dfc05f

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pandas as pd
 
+from ... import clock
 from ...data.contract import Contract
 from ...errors import WorkspaceError
 from ...files import write_text
@@ -121,7 +122,7 @@ def look(root: str | Path, *, settings: Settings | None = None, now: float | Non
     ------
     LablineError : the log or the registry cannot be read, or the tag cannot be made.
     """
-    root, now = Path(root).resolve(), time.time() if now is None else now
+    root, now = Path(root).resolve(), clock.now() if now is None else now
     watched = read_probation(root)
     if watched is None or watched.ending:
         return None

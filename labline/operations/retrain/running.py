@@ -7,13 +7,13 @@ __all__ = ['check_ready', 'new_state', 'can_go_on', 'choose', 'carry_on', 'finis
 
 # %% ../../../nbs/808_operations.retrain.running.ipynb #13c7e93b
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
+from ... import clock
 from ...data.contract import Contract
 from ...data.version import check_version
 from ...errors import ParameterError, WorkspaceError, names
@@ -173,7 +173,7 @@ def retrain(
     WorkspaceError : it cannot begin, one is under way already, or one waits for an answer; see also `check_ready`.
     LablineError : a step failed; what is live is as it was, and the next call goes on.
     """
-    root, now = Path(root).resolve(), time.time() if now is None else now
+    root, now = Path(root).resolve(), clock.now() if now is None else now
     folder, settings = root / FOLDER, settings or Settings.load()
     with alone(folder), Guard() as guard:
         policy, before = load_policy(root), read_state(folder)
@@ -194,7 +194,7 @@ def retrain(
             _stopped(folder, problem)
             raise
         if state.ending != "asks":
-            remember(folder, state, time.time())
+            remember(folder, state, clock.now())
     return state
 
 # %% ../../../nbs/808_operations.retrain.running.ipynb #0f88df25
@@ -212,4 +212,4 @@ def _stopped(folder: Path, problem: BaseException) -> None:
         interrupted = isinstance(problem, KeyboardInterrupt)
         told = "interrupted" if interrupted else str(problem)
         state = write_state(folder, msgspec.structs.replace(state, problem=told, attempts=state.attempts - interrupted))
-        remember(folder, state, time.time())
+        remember(folder, state, clock.now())

@@ -6,7 +6,6 @@
 __all__ = ['FACTS', 'TOLERANCE', 'has_log', 'served_rows', 'nameless', 'keep_served', 'served_differences', 'realised_error']
 
 # %% ../../../nbs/782_operations.retrain.served.ipynb #507b989e
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 from ibis.backends.duckdb import Backend as DuckDB
 
+from ... import clock
 from ...data.contract import Contract
 from ...data.tables import write_parquet
 from ..monitor.log import open_log
@@ -55,7 +55,7 @@ def served_rows(url: str, contract: Contract, now: float | None = None) -> pa.Ta
     LogError : the log cannot be read.
     """
     with open_log(url, contract) as log:
-        rows = with_actuals(log, Choice(contract.model).of(log.predictions), contract.model, time.time() if now is None else now)
+        rows = with_actuals(log, Choice(contract.model).of(log.predictions), contract.model, clock.now() if now is None else now)
         return rows.filter(rows["actual"].notnull()).select(*FACTS, *contract.lookups).to_pyarrow()
 
 # %% ../../../nbs/782_operations.retrain.served.ipynb #0beb340b

@@ -6,10 +6,10 @@
 __all__ = ['tell_person']
 
 # %% ../../../nbs/816_operations.retrain.telling.ipynb #00c46acf
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from ... import clock
 from ..monitor.alerts import Channels, tell
 from ..monitor.history import iso
 from .state import FOLDER
@@ -34,7 +34,7 @@ def tell_person(root: str | Path, model: str, causes: Mapping[str, str], channel
     ParameterError : a channel is set up wrongly.
     AlertError : what was told before cannot be read.
     """
-    now = iso(time.time())
+    now = iso(clock.now())
     checks = [{"cause": cause, "status": "alarm", "reason": reason, "figures": {}} for cause, reason in causes.items()]
     said = {"release": model, "model": model, "status": "alarm" if causes else "ok", "window": {"since": now, "until": now, "rows": 0}, "checks": checks}
     sent, failed = tell(said, Path(root, FOLDER, "alerts.json"), channels or Channels.load(), str(Path(root, FOLDER)))
