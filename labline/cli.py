@@ -22,6 +22,7 @@ from .notebooks.parameters import convert
 from .notebooks.runner.commands import repro, run
 from .operations import release_commands, report_commands
 from .operations.monitor.commands import monitor
+from .operations.replay.commands import replay
 from .operations.retrain.commands import retrain
 from .serving import commands as serving_commands
 from .serving import scoring_commands
@@ -186,6 +187,7 @@ app.command()(plainly(monitor))
 
 # %% ../nbs/920_cli.ipynb #e70e5478
 app.command()(plainly(retrain))
+app.command()(plainly(replay))
 
 # %% ../nbs/920_cli.ipynb #6d40818e
 def option_name(kind: type) -> str:

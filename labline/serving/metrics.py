@@ -343,9 +343,9 @@ class Metrics:
         """The age of each as-of table of a model in seconds."""
         self._counts.replace("labline_table_age_seconds", model, {(model, table): float(age) for table, age in ages.items()})
 
-    def count_look(self, model: str) -> None:
-        """Count a look for new rows of the tables of a model."""
-        self._counts.add("labline_table_looks_total", (model,))
+    def count_look(self, model: str, looks: float = 1.0) -> None:
+        """Count a look for new rows of the tables of a model; none makes the counter known."""
+        self._counts.add("labline_table_looks_total", (model,), looks)
 
     def snapshot(self) -> Snapshot:
         """All that was counted until now."""

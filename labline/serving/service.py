@@ -184,6 +184,7 @@ def _watch(hosted: Hosted, metrics: Metrics) -> None:
 
 def _refresher(hosted: Hosted, log: PredictionLog | None, metrics: Metrics, settings: Settings) -> Refresher:
     live, seconds, folder = hosted.live, settings.refresh_seconds, Path(settings.state).parent / "tables" / hosted.live.name
+    metrics.count_look(hosted.name, 0.0)
     looked = partial(metrics.count_look, hosted.name)
     refresher = Refresher(live.bundle, live.completer, log, folder=folder, seconds=seconds, pause=seconds, looked=looked)  # type: ignore[arg-type]
     refresher.follow(lambda: [one.completer for one in dict.fromkeys([hosted.live, *hosted.versions.values()]) if one.completer is not None])
