@@ -1,7 +1,7 @@
 # Labline: from a fresh clone to a champion. `make help` lists the targets.
 
 .DEFAULT_GOAL := line
-.PHONY: line setup data test lab serve bench readme notebooks export clean-notebooks lock clean distclean help
+.PHONY: line setup data test lab serve bench replay readme notebooks export clean-notebooks lock clean distclean help
 MAKEFLAGS += --no-print-directory
 
 # Programs of the environment come first, for make itself and for the stages that DVC starts.
@@ -58,6 +58,10 @@ bench: setup data  ## Run the benchmarks; each prints a table and what it ran on
 		printf '\n\033[1m== %s\033[0m\n' "$$script"; \
 		python "$$script" || exit 1; \
 	done
+
+# Half an hour for the simulator; two hours more with the taxi records. ARGUMENTS="--only staged" leaves those out.
+replay: setup data  ## Prove the loop: staged changes, then a year of taxi trips where their records are; ARGUMENTS=… for options.
+	@python scripts/replay.py $(ARGUMENTS)
 
 readme: setup  ## Make README.md from nbs/index.ipynb.
 	@labline readme

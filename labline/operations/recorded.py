@@ -6,6 +6,7 @@
 __all__ = ['RECORD', 'RecordedStage', 'holds', 'RecordedLine', 'read_line']
 
 # %% ../../nbs/685_operations.recorded.ipynb #fff6695a
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,10 +134,29 @@ def read_line(root: str | Path, commit: str | None = None) -> RecordedLine:
     if content is None:
         raise WorkspaceError("the line has no record", remedy="Run it with `dvc repro`, and commit `dvc.lock`", where=where)
     try:
-        found = yaml.safe_load(content)["stages"]
+        stages, values = (_sections(Path(root), commit, name) for name in ("dvc.yaml", "params.yaml"))
+        found = {name: entry for name, entry in yaml.safe_load(content)["stages"].items() if _is_there(name, stages.get("stages"), values)}
         return RecordedLine({name: _stage(name, entry) for name, entry in found.items()}, where)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):
         raise WorkspaceError("the record of the line cannot be read", remedy="Write it again with `dvc repro`", where=where) from None
+
+
+def _sections(root: Path, commit: str | None, name: str) -> Mapping[str, Any]:
+    """The content of a YAML file; an empty one where there is none."""
+    content = file_at(root, commit, name) if commit else (root / name).read_bytes() if (root / name).is_file() else None
+    return yaml.safe_load(content or b"") or {}
+
+
+def _is_there(name: str, stages: Mapping[str, Any] | None, values: Mapping[str, Any]) -> bool:
+    """Whether `dvc.yaml` has a stage; DVC keeps the record of one that was taken out. What cannot be told counts as there."""
+    family, _, item = name.partition("@")
+    if stages is None or family not in stages:
+        return stages is None
+    matrix = stages[family].get("matrix") or {}
+    choices = next(iter(matrix.values())) if len(matrix) == 1 else None
+    if isinstance(choices, str) and (found := re.fullmatch(r"\$\{(\w+)\.(\w+)\}", choices)):
+        choices = values.get(found[1], {}).get(found[2])
+    return not item or not isinstance(choices, list) or item in map(str, choices)
 
 
 def _stage(name: str, entry: Mapping[str, Any]) -> RecordedStage:

@@ -88,7 +88,7 @@ class Place:
             raise WorkspaceError(problem, remedy="Look into the workspace of the replay", where=str(self.root))
         return said
 
-# %% ../../../nbs/838_operations.replay.place.ipynb #09e20d5f
+# %% ../../../nbs/838_operations.replay.place.ipynb #01d0786f
 def make_place(
     source: str | Path, root: str | Path, fill: Callable[[Path], Any], moment: float, *, contract: Contract | None = None,
     parameters: Mapping[str, Any] | None = None, settings: Mapping[str, str] | None = None,
@@ -121,6 +121,7 @@ def make_place(
     if contract is not None:
         (root / "contract.yaml").write_text(contract.dump(), encoding="utf-8")
     set_parameters(root / "params.yaml", parameters or {})
+    (root / "dvc.lock").unlink(missing_ok=True)  # the record of other data, and perhaps of other candidates
     (root / "data").mkdir(exist_ok=True)
     fill(root / "data")
     for words in (["remote", "add", "--local", "--default", "replay", str(root.with_name(f"{root.name}.remote"))], ["add", "data"]):
