@@ -21,9 +21,9 @@ from .notebooks.kernels import commands as kernel_commands
 from .notebooks.parameters import convert
 from .notebooks.runner.commands import repro, run
 from .operations import release_commands, report_commands
-from .operations.monitor.commands import monitor
 from .operations.replay.commands import replay
 from .operations.retrain.commands import retrain
+from .operations.watching import monitor
 from .serving import commands as serving_commands
 from .serving import scoring_commands
 from .settings import find_workspace, resolve

@@ -73,3 +73,22 @@ def run_stage() -> Callable[..., Path]:
         return executed
 
     return run
+
+
+@pytest.fixture(scope="session")
+def slower_roads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose first release is live, and whose service has answered four weeks of trips on roads that have become slower; tests take copies."""
+    from labline.operations.git import git
+    from labline.operations.registry import promote
+    from labline.operations.releasing import release
+    from labline.operations.retrain.example import dvc, serve_trips, world, write_workspace
+
+    root = write_workspace(tmp_path_factory.mktemp("slower roads") / "work")
+    (root / "pipelines").mkdir()
+    shutil.copy(ROOT / "pipelines" / "monitor.ipynb", root / "pipelines")
+    dvc(root, "repro")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "A run")
+    first = promote(root, release(root).label, "prod").release
+    serve_trips(root, world("2025-03-01", 28, 2.6, seed=1), str(first.digest))
+    return root

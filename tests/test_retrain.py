@@ -30,11 +30,10 @@ from labline.data.quality import validate
 from labline.data.tables import connect, scan
 from labline.errors import DataError, LablineError, ParameterError, WorkspaceError
 from labline.operations.git import git
-from labline.operations.registry import Registry, promote
-from labline.operations.releasing import release
+from labline.operations.registry import Registry
 from labline.operations.retrain.asking import dry_run
 from labline.operations.retrain.delivering import STEPS
-from labline.operations.retrain.example import answer_twice, dvc, serve_trips, world, write_workspace
+from labline.operations.retrain.example import answer_twice
 from labline.operations.retrain.gathering import gather
 from labline.operations.retrain.probation import read_probation, write_probation
 from labline.operations.retrain.raw import as_raw, raw_kinds, write_raw
@@ -65,22 +64,10 @@ def steps(workspace: Path, name: str, told: Path) -> None:
         sys.exit(1)
 
 
-@pytest.fixture(scope="module")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace whose first release is live, and whose service has answered four weeks of trips on roads that have become slower."""
-    root = write_workspace(tmp_path_factory.mktemp("retrain") / "work")
-    dvc(root, "repro")
-    git(root, "add", "--all")
-    git(root, "commit", "--quiet", "--message", "A run")
-    first = promote(root, release(root).label, "prod").release
-    serve_trips(root, world("2025-03-01", 28, 2.6, seed=1), str(first.digest))
-    return root
-
-
 @pytest.fixture
-def workspace(ready: Path, tmp_path: Path) -> Path:
-    """A copy of it for one test."""
-    return shutil.copytree(ready, tmp_path / "work", symlinks=True)
+def workspace(slower_roads: Path, tmp_path: Path) -> Path:
+    """A copy of the workspace for one test."""
+    return shutil.copytree(slower_roads, tmp_path / "work", symlinks=True)
 
 
 def start(workspace: Path, name: str = "") -> tuple[BaseProcess, Path]:
@@ -283,15 +270,15 @@ def test_what_cannot_begin_is_refused_and_said(workspace: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(ready: Path, tmp_path: Path) -> Iterator[Path]:
+def small_disk(slower_roads: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of the workspace on a file system with little room; skips where none can be mounted."""
-    folder, size = tmp_path / "small disk", sum(path.stat().st_size for path in ready.rglob("*") if path.is_file())
+    folder, size = tmp_path / "small disk", sum(path.stat().st_size for path in slower_roads.rglob("*") if path.is_file())
     folder.mkdir()
     room = f"size={(2 * size + 3_000_000) // 1024}k"
     mounted = os.geteuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", room, "tmpfs", str(folder)], capture_output=True).returncode == 0
     if not mounted:
         pytest.skip("a small file system can only be mounted by root")
-    yield shutil.copytree(ready, folder / "work", symlinks=True)
+    yield shutil.copytree(slower_roads, folder / "work", symlinks=True)
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 

@@ -39,6 +39,8 @@ class NotSaved(NotebookError, Printed):
 class CellFailed(NotebookError, Printed):
     """A cell raised, or its kernel died. The message tells the place first and the remedy last, with the traceback's end between them."""
 
+    interrupted = False  # whether somebody interrupted it, and nothing is wrong
+
     def __str__(self) -> str:
         return f"{self.where}: {self.problem}\n\n{self.remedy}."
 

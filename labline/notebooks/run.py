@@ -120,6 +120,7 @@ def fail(run: Run, position: int, problem: BaseException) -> CellFailed:
         remedy = str(unsaved).rstrip(".")
     failed = CellFailed(f"cell {position + 1} {long}", remedy=remedy, where=run.where)
     failed.exit_code = problem.exit_code if isinstance(problem, KernelDied) else 1  # type: ignore[misc]  # click reads it from the error itself
+    failed.interrupted = isinstance(problem, KeyboardInterrupt)
     return failed
 
 # %% ../../nbs/458_notebooks.run.ipynb #c04e8995

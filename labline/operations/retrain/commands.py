@@ -149,20 +149,36 @@ def retrain(
         raise ParameterError("`--dry`, `--if-due` and `--yes` or `--no` exclude each other", remedy="Give one of them")
     root, exports = find_workspace(), str(tables.resolve()) if tables else ""
     enter_workspace()
-    from labline.operations.retrain.asking import dry_run, is_due
+    from labline.notebooks.runner.children import interrupted_by_sigterm
 
-    if dry:
-        typer.echo("\n".join(dry_run(root, exports=exports)))
-        return
-    if if_due:
-        look_first(root, url, key)
-        answer = is_due(root)
+    try:
+        with interrupted_by_sigterm():
+            if dry:
+                from labline.operations.retrain.asking import dry_run
+
+                typer.echo("\n".join(dry_run(root, exports=exports)))
+                return
+            reason = _reason(root, url, key) if if_due else "a person asked for it"
+            _begin(root, because or reason, exports, accept, (url, key), if_due)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+# %% ../../../nbs/830_operations.retrain.commands.ipynb #23c7a723
+def _reason(root: Path, url: str | None, key: str | None) -> str:
+    """Look at the release in its first window, and return the policy's reason; without one this says so and ends the command."""
+    from labline.operations.retrain.asking import is_due
+    from labline.operations.retrain.state import FOLDER, is_free
+
+    look_first(root, url, key)
+    if not is_free(root / FOLDER):
+        typer.echo("Not now: a retraining is under way.")
+        raise typer.Exit
+    answer = is_due(root)
+    if not answer.due:
         tell_what_waits(root, answer.because if answer.asks else "")
-        if not answer.due:
-            typer.echo(f"Not now: {answer.because}.")
-            raise typer.Exit(ASKS if answer.asks else 0)
-        because = because or answer.because
-    _begin(root, because or "a person asked for it", exports, accept, (url, key), if_due)
+        typer.echo(f"Not now: {answer.because}.")
+        raise typer.Exit(ASKS if answer.asks else 0)
+    return answer.because
 
 
 def _begin(root: Path, because: str, exports: str, accept: bool | None, service: tuple[str | None, str | None], unattended: bool) -> None:
@@ -173,7 +189,8 @@ def _begin(root: Path, because: str, exports: str, accept: bool | None, service:
     typer.echo("\n".join(ending_lines(state)))
     if state.ending == "promoted" and (told := begin_shadow(root, *service)):
         typer.echo(told)
-    if state.ending == "asks":
-        if unattended:
-            tell_what_waits(root, f"The retraining {state.run} waits for an answer. {state.facts['reason']}")
+    waits = state.ending == "asks"
+    if unattended:
+        tell_what_waits(root, f"The retraining {state.run} waits for an answer. {state.facts['reason']}" if waits else "")
+    if waits:
         raise typer.Exit(ASKS)
