@@ -3310,6 +3310,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                              'labline/operations/retrain/worktree.py'),
                                                      'labline.operations.retrain.worktree.failure': ( 'operations.retrain.worktree.html#failure',
                                                                                                       'labline/operations/retrain/worktree.py'),
+                                                     'labline.operations.retrain.worktree.hand_on_times': ( 'operations.retrain.worktree.html#hand_on_times',
+                                                                                                            'labline/operations/retrain/worktree.py'),
                                                      'labline.operations.retrain.worktree.is_usable': ( 'operations.retrain.worktree.html#is_usable',
                                                                                                         'labline/operations/retrain/worktree.py'),
                                                      'labline.operations.retrain.worktree.local_configuration': ( 'operations.retrain.worktree.html#local_configuration',

@@ -3,10 +3,12 @@
 import errno
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -99,6 +101,80 @@ def test_a_release_of_one_clone_is_served_promoted_and_taken_back_in_another(wor
     gto = json.loads(run("gto", "show", "--json", cwd=other, ITERATIVE_DO_NOT_TRACK="1").stdout)
     assert gto["eta"]["version"] == "v2.0.0" and gto["eta"]["stage"] == {"prod": "v1.0.0"}
     assert not (other / "build").exists() and git(other, "log", "-1", "--format=%s") == "Artifacts of eta@v1"
+
+
+@dataclass
+class Answer:
+    """One request under load, in order of its beginning: when it began and ended, what came back, and which release gave it."""
+
+    began: float
+    ended: float
+    status: int
+    release: str
+    prediction: str
+
+
+def ask_steadily(address: str, over: threading.Event, answers: list[Answer], broken: list[str]) -> None:
+    """Ask one row after the other over one connection until it is over; a request without an answer is kept too."""
+    with httpx.Client(base_url=address, timeout=60) as client:
+        while not over.is_set():
+            began = time.monotonic()
+            try:
+                reply = client.post("/predict", json=ROW)
+            except httpx.HTTPError as problem:
+                broken.append(repr(problem))
+                continue
+            found = reply.json()
+            answers.append(Answer(began, time.monotonic(), reply.status_code, str(found.get("release")), str(found.get("prediction_id"))))
+            over.wait(0.002)
+
+
+def in_order(answers: list[Answer], old: str, new: str) -> None:
+    """Fail if a request that began after the first answer of the new release got one of the old: only what was in flight may."""
+    first = min(answer.ended for answer in answers if answer.release == new)
+    late = [answer for answer in answers if answer.release == old and answer.began > first]
+    assert late == [], f"{len(late)} answers of {old} were asked for after the first of {new}"
+
+
+def test_promoting_and_taking_back_under_load_pauses_nobody(work: Path) -> None:
+    """Four clients ask without end; each request is answered and logged, releases follow each other, and the change makes no answer stand out."""
+    release(work)
+    promote(work, "eta@v1", "prod")
+    make(work, 2.2)
+    repro(work, "A better model")
+    release(work)
+    answers: list[Answer] = []
+    broken: list[str] = []
+    over = threading.Event()
+    with serving(work, "--stage", "prod", "--fetch-seconds", "0") as address:
+        threads = [threading.Thread(target=ask_steadily, args=(address, over, answers, broken)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            time.sleep(2)
+            moments = [time.monotonic()]
+            for words in (("promote", "eta@v2"), ("rollback",)):
+                assert "The running service answers with" in labline(work, *words, "--url", address).stdout
+                time.sleep(1)
+                moments.append(time.monotonic())
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+    assert broken == [] and {answer.status for answer in answers} == {200} and len(answers) > 200
+    with sqlite3.connect(work / "runs" / "serving" / "predictions.db") as log:
+        logged = {name for (name,) in log.execute("select id from predictions where role = 'live'")}
+    log.close()
+    assert len({answer.prediction for answer in answers}) == len(answers) and {answer.prediction for answer in answers} == logged
+    promoted = [answer for answer in answers if answer.began < moments[1]]
+    taken_back = [answer for answer in answers if answer.began >= moments[1]]
+    in_order(promoted, "eta@v1", "eta@v2")
+    in_order(taken_back, "eta@v2", "eta@v1")
+    assert {answer.release for answer in promoted} == {answer.release for answer in taken_back} == {"eta@v1", "eta@v2"}
+    ordinary = [answer.ended - answer.began for answer in answers if answer.began < moments[0]]
+    changing = [answer.ended - answer.began for answer in answers if answer.began >= moments[0]]
+    slow = 20 * max(ordinary)
+    assert sum(seconds > slow for seconds in changing) <= len(threads), "at most one answer a client waits for the change, and none for long"
 
 
 # What is refused

@@ -26,7 +26,7 @@ from .gathering import Gathered, Rules, gather
 from .policy import Policy, set_parameters
 from .served import has_log, served_rows
 from .state import FOLDER, State
-from .worktree import open_worktree, run_there
+from .worktree import hand_on_times, open_worktree, run_there
 from ..storage import Storage, fetch
 from ...serving.log import PredictionLog
 from ...serving.refresh import collect
@@ -189,5 +189,7 @@ def reproduce(round: Round, message: str) -> None:
     WorkspaceError : a stage failed.
     """
     round.say(f"Running the line; its log is {(round.home / 'log.txt').relative_to(round.root)}")
+    hand_on_times(round.root, round.place)
     round.run("labline", "repro", tell=True)
+    hand_on_times(round.place, round.root)
     round.commit(["dvc.lock"], message)
