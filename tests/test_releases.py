@@ -151,7 +151,8 @@ def test_promoting_and_taking_back_under_load_pauses_nobody(work: Path) -> None:
         for thread in threads:
             thread.start()
         try:
-            time.sleep(2)
+            assert "eta@v1  live" in labline(work, "releases", "--url", address).stdout  # a command that starts beside the service slows it, too
+            time.sleep(1)
             moments = [time.monotonic()]
             for words in (("promote", "eta@v2"), ("rollback",)):
                 assert "The running service answers with" in labline(work, *words, "--url", address).stdout
@@ -173,8 +174,8 @@ def test_promoting_and_taking_back_under_load_pauses_nobody(work: Path) -> None:
     assert {answer.release for answer in promoted} == {answer.release for answer in taken_back} == {"eta@v1", "eta@v2"}
     ordinary = [answer.ended - answer.began for answer in answers if answer.began < moments[0]]
     changing = [answer.ended - answer.began for answer in answers if answer.began >= moments[0]]
-    slow = 20 * max(ordinary)
-    assert sum(seconds > slow for seconds in changing) <= len(threads), "at most one answer a client waits for the change, and none for long"
+    slow = sum(seconds > 20 * max(ordinary) for seconds in changing)
+    assert slow < len(threads), "a pause would have kept every client waiting"
 
 
 # What is refused
