@@ -1,6 +1,5 @@
 """Small DVC repositories in which `dvc repro` and `labline repro` run the same stages, each command in a fresh process."""
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
+from processes import PROCESSES, preload
 from workspaces import empty_repository
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ INPUTS = {"data": "1\n", "params.yaml": "rate: 1\nnames: [a, b, c]\n"}
 
 Step = Callable[[Path], None]
 
-# Processes are forked from one that has imported DVC already: starting Python anew would take most of the time.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["dvc.cli", "dvc.commands.repro", "dvc.stage.cache", "labline.notebooks.runner.repro", "labline.cli"])
+preload("dvc.cli", "dvc.commands.repro", "dvc.stage.cache", "labline.notebooks.runner.repro", "labline.cli")
 
 # Python looks at all processes when it starts one, and two threads must not both ask how one has ended.
 STARTING = threading.Lock()

@@ -1,7 +1,6 @@
 """Retraining from the log to the next release, with everything that can go wrong on the way: each time what is live stays, and the next start goes on."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -20,6 +19,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from processes import PROCESSES, preload
 from servingload import free_port
 from workspaces import ROOT, run
 
@@ -41,8 +41,7 @@ from labline.operations.retrain.round import Round
 from labline.operations.retrain.running import retrain
 from labline.operations.retrain.state import FOLDER, State, alone, history, read_state
 
-SERVER = multiprocessing.get_context("forkserver")  # one process has imported everything, and those that are killed are forked from it
-SERVER.set_forkserver_preload(["labline.operations.retrain.running", "labline.operations.releasing", "labline.models.evaluation", "tensorflow"])
+preload("labline.operations.retrain.running", "labline.operations.releasing", "labline.models.evaluation", "tensorflow")
 
 
 def steps(workspace: Path, name: str, told: Path) -> None:
@@ -73,7 +72,7 @@ def workspace(slower_roads: Path, tmp_path: Path) -> Path:
 def start(workspace: Path, name: str = "") -> tuple[BaseProcess, Path]:
     told = workspace / "runs" / "told.txt"
     told.unlink(missing_ok=True)
-    process = SERVER.Process(target=steps, args=(workspace, name, told))
+    process = PROCESSES.Process(target=steps, args=(workspace, name, told))
     process.start()
     return process, told
 
