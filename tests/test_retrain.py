@@ -21,6 +21,7 @@ import psutil
 import pytest
 from processes import PROCESSES, preload
 from servingload import free_port
+from sides import beside, exit_code, started
 from workspaces import ROOT, run
 
 from labline.data.cleaning import REASONS, clean
@@ -82,6 +83,14 @@ def child(workspace: Path, name: str = "") -> tuple[int, str]:
     process, told = start(workspace, name)
     process.join(300)
     return int(process.exitcode or 0), told.read_text() if told.is_file() else ""
+
+
+def labline(workspace: Path, *words: str, code: int = 0, **environment: str) -> str:
+    """What the program says to a command that ends with an exit code; a process that is forked runs it."""
+    ended = exit_code(started(("labline", *words), workspace, **environment), 300)
+    said = beside(workspace, "output").read_text()
+    assert ended == code, f"labline {' '.join(words)} ended with {ended}\n{said}"
+    return said
 
 
 def live(workspace: Path) -> str:
@@ -211,18 +220,18 @@ def test_a_person_is_asked_the_service_takes_the_release_and_gives_it_back(works
     set_rule(workspace, "least_rows: 100", "least_rows: 100\n  watch_rows: 100")
     (workspace / ".gitignore").write_text((workspace / ".gitignore").read_text() + "/service.txt\n")
     git(workspace, "commit", "--quiet", "--all", "--message", "What is not kept")
-    asked = run("labline", "retrain", "--because", "March is slow", cwd=workspace, check=False)
-    assert asked.returncode == 3 and "It passes, and the policy lets a person decide" in asked.stdout and live(workspace) == "eta@v1"
+    asked = labline(workspace, "retrain", "--because", "March is slow", code=3)
+    assert "It passes, and the policy lets a person decide" in asked and live(workspace) == "eta@v1"
     state = read_state(workspace / FOLDER)
     assert "a person must say" in (workspace / FOLDER / state.run / "decision.md").read_text() and git(workspace, "status", "--porcelain") == ""
     with pytest.raises(WorkspaceError, match="waits for a person's answer"):
         retrain(workspace)
-    told = run("labline", "retrain", "--if-due", cwd=workspace, check=False, LABLINE_ALERT_COMMAND=f"tee {workspace}/runs/told.json")
-    assert told.returncode == 3 and "waits for a person's answer" in json.loads((workspace / "runs" / "told.json").read_text())["text"]
+    labline(workspace, "retrain", "--if-due", code=3, LABLINE_ALERT_COMMAND=f"tee {workspace}/runs/told.json")
+    assert "waits for a person's answer" in json.loads((workspace / "runs" / "told.json").read_text())["text"]
     with serving(workspace) as url:
         assert labels(url) == {"eta@v1": ["stable"]}
-        accepted = run("labline", "retrain", "--yes", "--url", url, cwd=workspace)
-        assert "eta@v2 is live in place of eta@v1" in accepted.stdout and "eta@v1 answers unseen beside it for 168 h" in accepted.stdout, accepted.stdout
+        accepted = labline(workspace, "retrain", "--yes", "--url", url)
+        assert "eta@v2 is live in place of eta@v1" in accepted and "eta@v1 answers unseen beside it for 168 h" in accepted, accepted
         assert labels(url)["eta@v2"] == ["stable"] and "shadow" in labels(url)["eta@v1"]
         row = {"requested_at": "2025-04-01T08:00:00", "zone": "north", "vehicle": "car", "distance_km": 6.0, "passengers": 1, "speed_kmh": 36.0}
         answer = httpx.post(f"{url}/v1/models/eta:predict", json={"instances": [row]}).json()
@@ -236,10 +245,9 @@ def taken_back_when_it_is_worse(workspace: Path, url: str) -> None:
     earlier = {"since": watched.since - 200 * 3600, "until": watched.until - 150 * 3600, "digest": "b" * 64, "before_digest": "a" * 64}
     write_probation(workspace, msgspec.structs.replace(watched, **earlier))
     answer_twice(f"sqlite:///{workspace}/runs/serving/predictions.db", watched.since - 199 * 3600, hours=48, new=3.0, old=1.0)
-    looked = run("labline", "retrain", "--if-due", "--url", url, cwd=workspace, check=False)
-    assert looked.returncode == 3 and "That is worse beyond doubt, so eta@v1 is live again" in looked.stdout
-    assert "was taken back. A person should look why" in looked.stdout
-    assert "The shadow has ended" in looked.stdout and live(workspace) == "eta@v1"
+    looked = labline(workspace, "retrain", "--if-due", "--url", url, code=3)
+    assert "That is worse beyond doubt, so eta@v1 is live again" in looked and "was taken back. A person should look why" in looked
+    assert "The shadow has ended" in looked and live(workspace) == "eta@v1"
     wait_for(lambda: labels(url).get("eta@v1") == ["stable"])
     assert "beyond doubt" in Registry.read(workspace).changes("eta", "prod")[-1].note.body
 
@@ -248,8 +256,8 @@ def test_what_cannot_begin_is_refused_and_said(workspace: Path) -> None:
     (workspace / "contract.yaml").write_text((workspace / "contract.yaml").read_text() + "# a note\n")
     (workspace / "nbs").mkdir()
     (workspace / "nbs" / "new.ipynb").write_text("{}")
-    refused = run("labline", "retrain", cwd=workspace, check=False)
-    assert refused.returncode == 1 and "these files differ from it: `contract.yaml`, `nbs/new.ipynb`. Commit them" in refused.stderr
+    refused = labline(workspace, "retrain", code=1)
+    assert "these files differ from it: `contract.yaml`, `nbs/new.ipynb`. Commit them" in refused
     git(workspace, "restore", "contract.yaml")
     shutil.rmtree(workspace / "nbs")
     with alone(workspace / FOLDER), pytest.raises(WorkspaceError, match="a retraining is under way"):
@@ -262,9 +270,9 @@ def test_what_cannot_begin_is_refused_and_said(workspace: Path) -> None:
     assert dry_run(workspace, exports=str(workspace / "data"))[-1].endswith("would begin anew.")
     shutil.rmtree(workspace / FOLDER)
     git(workspace, "worktree", "prune")
-    dry = run("labline", "retrain", "--dry", cwd=workspace).stdout
+    dry = labline(workspace, "retrain", "--dry")
     assert "nobody would begin: no reason: no alarm" in dry and "1,120 new rows" in dry and "held against eta@v1" in dry and "go live" in dry
-    assert run("labline", "retrain", "--if-due", cwd=workspace).stdout.strip() == "Not now: no reason: no alarm."
+    assert "Not now: no reason: no alarm." in labline(workspace, "retrain", "--if-due").splitlines()
     assert git(workspace, "status", "--porcelain") == "" and not (workspace / FOLDER / "state.json").exists()
 
 
