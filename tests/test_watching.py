@@ -61,7 +61,7 @@ class Watch:
         self.reader = threading.Thread(target=lambda: [self.said.put(line.rstrip("\n")) for line in self.process.stdout or []])
         self.reader.start()
 
-    def hears(self, text: str, seconds: float = 180) -> list[str]:
+    def hears(self, text: str, seconds: float = 600) -> list[str]:
         """The next lines, up to the first with a text."""
         until, heard = time.monotonic() + seconds, []
         while not heard or text not in heard[-1]:
