@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOG', 'OUTCOMES', 'LATE', 'SETTLE', 'main_row', 'not_kept', 'Log', 'completed_rows', 'collect', 'reached',
-           'latest_tables', 'Refresher', 'refresh']
+           'latest_tables', 'tables_folder', 'Refresher', 'refresh']
 
 # %% ../../nbs/598_serving.refresh.ipynb #6b31d269
 import logging
@@ -30,6 +30,7 @@ from ..errors import ParameterError, names
 from ..models.bundle import Bundle
 from .completion import Completer
 from .problems import Problem
+from .settings import Settings
 
 LOG = logging.getLogger("labline.serving")
 
@@ -148,6 +149,18 @@ def latest_tables(completer: Completer, tables: RawTables, now: datetime) -> dic
         return {name: connection.to_pyarrow(found[name]) for name in wanted}
 
 # %% ../../nbs/598_serving.refresh.ipynb #7a40ad46
+def tables_folder(settings: Settings, model: str, root: str | Path = ".") -> Path:
+    """The folder in which a service keeps the rows of raw tables that came to a model, see `RawTables`.
+
+    Parameters
+    ----------
+    settings : of the service.
+    model : its name.
+    root : the folder that relative paths of the settings begin at.
+    """
+    return Path(root, settings.state).parent / "tables" / model
+
+
 class Refresher:
     """Keeps the as-of tables of a model's completers fresh.
 

@@ -22,7 +22,7 @@ from .keys import Keys, own_secret
 from .log import PredictionLog, redact
 from .metrics import Metrics
 from .problems import Problem
-from .refresh import Refresher
+from .refresh import Refresher, tables_folder
 from .settings import Settings
 
 # %% ../../nbs/626_serving.service.ipynb #10177fcc
@@ -183,7 +183,7 @@ def _watch(hosted: Hosted, metrics: Metrics) -> None:
 
 
 def _refresher(hosted: Hosted, log: PredictionLog | None, metrics: Metrics, settings: Settings) -> Refresher:
-    live, seconds, folder = hosted.live, settings.refresh_seconds, Path(settings.state).parent / "tables" / hosted.live.name
+    live, seconds, folder = hosted.live, settings.refresh_seconds, tables_folder(settings, hosted.live.name)
     metrics.count_look(hosted.name, 0.0)
     looked = partial(metrics.count_look, hosted.name)
     refresher = Refresher(live.bundle, live.completer, log, folder=folder, seconds=seconds, pause=seconds, looked=looked)  # type: ignore[arg-type]

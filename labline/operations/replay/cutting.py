@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cut_table', 'cut_data', 'later_rows']
 
-# %% ../../../nbs/834_operations.replay.cutting.ipynb #fe44a983
+# %% ../../../nbs/834_operations.replay.cutting.ipynb #24c68f9b
 from datetime import datetime
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from ibis.backends.duckdb import Backend as DuckDB
 
 from ...data.cleaning import clean
 from ...data.contract import Contract, Table
-from ...data.tables import FILE, ROW, connect, raw_files, scan
+from ...data.tables import FILE, ROW, connect, file_month, raw_files, scan
 from ...errors import DataError
 from ..retrain.gathering import link_or_copy
 from ..retrain.joining import moment_of
 from ..retrain.raw import raw_kinds, write_raw
 
-# %% ../../../nbs/834_operations.replay.cutting.ipynb #0ab9ff2f
+# %% ../../../nbs/834_operations.replay.cutting.ipynb #41ddb877
 def cut_table(connection: DuckDB, name: str, table: Table, data: Path, until: datetime, out: Path) -> int:
     """Write what a raw table held before a moment, and return how many of its rows that are.
 
@@ -41,7 +41,9 @@ def cut_table(connection: DuckDB, name: str, table: Table, data: Path, until: da
     counts = connection.to_pandas(chosen.group_by(FILE).agg(early=chosen["early"].sum(), late=chosen["late"].sum())).set_index(FILE)
     kept = 0
     for path in raw_files(table, data):
-        place = path.relative_to(data)
+        place, month = path.relative_to(data), file_month(path)
+        if month is not None and datetime.strptime(month, "%Y-%m") >= until:
+            continue  # its rows with an earlier time are mistakes of a later export
         early_rows, late_rows = (int(counts.at[place.as_posix(), column]) for column in ("early", "late"))
         target = out / place
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from .probation import read_probation
 from .round import gather_into, log_of
 from .running import can_go_on, check_ready
 from .state import FOLDER, history, read_state
+from ...serving.refresh import tables_folder
 from ...serving.settings import Settings
 from ...settings import load_parameters
 
@@ -85,7 +86,7 @@ def dry_run(root: str | Path, *, exports: str = "", settings: Settings | None = 
 
 def _gather_aside(root: Path, scratch: Path, contract: Contract, settings: Settings, exports: str) -> Gathered:
     shutil.copytree(root / "data", scratch / "data", copy_function=link_or_copy)
-    came = root / "runs/serving/tables" / f"{contract.name}.db"
+    came = tables_folder(settings, contract.model, root) / f"{contract.name}.db"
     if came.is_file():
         (scratch / "tables").mkdir()
         shutil.copyfile(came, scratch / "tables" / came.name)

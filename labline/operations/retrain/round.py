@@ -29,7 +29,7 @@ from .state import FOLDER, State
 from .worktree import hand_on_times, open_worktree, run_there
 from ..storage import Storage, fetch
 from ...serving.log import PredictionLog
-from ...serving.refresh import collect
+from ...serving.refresh import collect, tables_folder
 from ...serving.settings import Settings
 from ...settings import load_parameters
 
@@ -140,7 +140,8 @@ def step_open(round: Round) -> State:
 def step_gather(round: Round) -> State:
     """Build the new data version in the worktree, from the one that is pinned."""
     _checkout_data(round)
-    tables = RawTables(round.contract, round.root / "runs/serving/tables", round.root / "build/validate/tables")
+    folder = tables_folder(round.settings, round.contract.model, round.root)
+    tables = RawTables(round.contract, folder, round.root / "build/validate/tables")
     parameters, report = load_parameters(round.place / "params.yaml"), round.home / "validated"
     found, refused = gather_into(round.place / "data", report, round.contract, round.log_url, tables, round.state.exports, parameters)
     shutil.rmtree(report, ignore_errors=True)
