@@ -250,7 +250,7 @@ def _strays(log: OpenLog, model: str, now: float) -> tuple[int, int]:
         return 0, int((log.predictions["actual_at"] > now + FUTURE).sum().to_pandas() or 0)
     told = log.actuals.filter(log.actuals["model"] == model)
     first, known = told.filter(told["revision"] == 1), log.predictions.filter(log.predictions["model"] == model)
-    ids = first.filter(first["prediction_id"].notnull()).anti_join(known.select(prediction_id=known["id"]), "prediction_id")
-    keys = first.filter(first["key"].notnull()).anti_join(known.select("key"), "key")
-    unmatched = sum(int(part.count().to_pandas()) for part in (ids, keys))
+    sides = [(first["prediction_id"], known["id"]), (first["key"], known["key"])]
+    named = [(first.filter(theirs.notnull()).select(name=theirs), known.filter(mine.notnull()).select(name=mine)) for theirs, mine in sides]
+    unmatched = sum(int(told_.difference(known_).count().to_pandas()) for told_, known_ in named)  # sorted once; a join has no index here
     return unmatched, int((told["at"] > now + FUTURE).sum().to_pandas() or 0)

@@ -5,20 +5,18 @@
 # %% auto #0
 __all__ = ['DAY', 'ASKS', 'Calendar', 'Look', 'read_look', 'Lived', 'promotions', 'live', 'verdict']
 
-# %% ../../../nbs/842_operations.replay.life.ipynb #f397b3e6
+# %% ../../../nbs/842_operations.replay.life.ipynb #fc7aaa71
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-import httpx
 
 from ...data.contract import Contract
 from ...errors import ParameterError, WorkspaceError
 from ..monitor.history import read_status
 from ..registry import Registry
 from .place import Place
-from .traffic import Traffic, settle
+from .traffic import Traffic
 from ..retrain.state import FOLDER, State, read_state
 
 # %% ../../../nbs/842_operations.replay.life.ipynb #ec33fdc4
@@ -122,9 +120,9 @@ def promotions(root: str | Path, model: str, stage: str) -> tuple[tuple[float, s
     changes = Registry.read(root).changes(model, stage)
     return tuple((change.note.at.timestamp(), change.release.label if change.release else "nothing") for change in changes)
 
-# %% ../../../nbs/842_operations.replay.life.ipynb #7860bdcb
-def live(place: Place, contract: Contract, traffic: Traffic, calendar: Calendar, url: str, stage: str = "prod",
-         say: Callable[[str], None] = lambda line: None) -> Lived:
+# %% ../../../nbs/842_operations.replay.life.ipynb #72339c61
+def live(place: Place, contract: Contract, traffic: Traffic, calendar: Calendar, url: str, settled: Callable[[], None], stage: str = "prod",
+         say: Callable[[str], None] = lambda line: None) -> Lived:  # fmt: skip
     """Live through a span of time with a service, a monitor and a policy.
 
     Parameters
@@ -134,6 +132,7 @@ def live(place: Place, contract: Contract, traffic: Traffic, calendar: Calendar,
     traffic : a client of the service.
     calendar : the span.
     url : of the service.
+    settled : waits until the service has seen all that it was told.
     stage : that it serves.
     say : is told what happens.
 
@@ -143,22 +142,21 @@ def live(place: Place, contract: Contract, traffic: Traffic, calendar: Calendar,
     """
     looks: list[Look] = []
     endings: dict[str, tuple[float, str]] = {}
-    with httpx.Client(base_url=url, timeout=30.0) as http:
-        for begin, end, looking in calendar.steps():
-            place.set_clock(begin)
-            traffic.tell(begin)
-            settle(lambda: http.get("/metrics").text)
-            if looking:
-                place.run("labline", "monitor")
-                look = read_look(place, begin)
-                decided = _decide(place, traffic, (begin, end), url) if calendar.retrain else ""
-                looks.append(Look(**{**vars(look), "decided": decided}))
-                say(_line(looks[-1]))
-                state = read_state(place.root / FOLDER)
-                if state is not None and state.ending:
-                    endings.setdefault(state.run, (begin, state.ending))
-            if not looking or not calendar.retrain:
-                traffic.ask(begin, end)
+    for begin, end, looking in calendar.steps():
+        place.set_clock(begin)
+        traffic.tell(begin)
+        settled()
+        if looking:
+            place.run("labline", "monitor")
+            look = read_look(place, begin)
+            decided = _decide(place, traffic, (begin, end), url) if calendar.retrain else ""
+            looks.append(Look(**{**vars(look), "decided": decided}))
+            say(_line(looks[-1]))
+            state = read_state(place.root / FOLDER)
+            if state is not None and state.ending:
+                endings.setdefault(state.run, (begin, state.ending))
+        if not looking or not calendar.retrain:
+            traffic.ask(begin, end)
     return Lived(tuple(looks), promotions(place.root, contract.model, stage), tuple(endings.values()))
 
 # %% ../../../nbs/842_operations.replay.life.ipynb #78116fb5

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['STAGE', 'SETTINGS', 'Past', 'first_release', 'replay', 'measure']
 
-# %% ../../../nbs/848_operations.replay.running.ipynb #7eb04d42
+# %% ../../../nbs/848_operations.replay.running.ipynb #0c839bdb
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -28,7 +29,7 @@ from .life import Calendar, Lived, live
 from .measuring import answered, by_month, by_release, left_alone, monthly
 from .place import Place, make_place, served
 from .story import Story, leave, tell
-from .traffic import Traffic, looks, plan
+from .traffic import Traffic, looks, plan, settle
 from ...serving.client import Client
 
 # %% ../../../nbs/848_operations.replay.running.ipynb #1a73b8b9
@@ -74,9 +75,9 @@ class Past:
         """The same in seconds since 1970."""
         return self.moment(month).replace(tzinfo=ZoneInfo(self.contract.timezone)).timestamp()
 
-# %% ../../../nbs/848_operations.replay.running.ipynb #2c267c18
+# %% ../../../nbs/848_operations.replay.running.ipynb #65bfd775
 STAGE = "prod"
-SETTINGS = {"LABLINE_SERVING_REFRESH_SECONDS": "0.2", "LABLINE_SERVING_LOG_LEVEL": "warning"}
+SETTINGS = {"LABLINE_SERVING_REFRESH_SECONDS": "1", "LABLINE_SERVING_LOG_LEVEL": "warning"}
 
 
 def first_release(source: str | Path, root: Path, past: Past, say: Callable[[str], None]) -> Place:
@@ -105,7 +106,7 @@ def first_release(source: str | Path, root: Path, past: Past, say: Callable[[str
     place.run("labline", "promote", f"{past.contract.model}@v1", "--stage", STAGE, "--reason", "The first release of the replay")
     return place
 
-# %% ../../../nbs/848_operations.replay.running.ipynb #3c47e322
+# %% ../../../nbs/848_operations.replay.running.ipynb #a91915da
 def replay(source: str | Path, root: str | Path, past: Past, *, compare: bool = True, say: Callable[[str], None] = lambda line: None) -> Story:
     """Live through a past in a clone of a workspace, and measure what it brought.
 
@@ -144,7 +145,8 @@ def _live(place: Place, past: Past, rows: Mapping[str, Any], say: Callable[[str]
     with served(place, STAGE) as url, Client(url, timeout=60.0) as client:
         say(f"{past.contract.model}@v1 is served on {url}")
         traffic = Traffic(past.contract, planned, client, tables=looks(httpx.get(f"{url}/metrics", timeout=30.0).text) >= 0)
-        return traffic, live(place, past.contract, traffic, calendar, url, STAGE, say)
+        settled = partial(settle, lambda: httpx.get(f"{url}/metrics", timeout=30.0).text)
+        return traffic, live(place, past.contract, traffic, calendar, url, settled, STAGE, say)
 
 # %% ../../../nbs/848_operations.replay.running.ipynb #64505033
 def measure(place: Place, past: Past, accepted: Path, rows: Mapping[str, Any], *, compare: bool, say: Callable[[str], None]) -> tuple[int, Any]:
