@@ -7,6 +7,7 @@ import pytest
 from workspaces import QUICK, small_workspace
 
 from labline.data.contract import Contract
+from labline.operations.replay.lateness import Lateness
 from labline.operations.replay.running import Past, replay
 from labline.operations.replay.story import Story
 from labline.operations.retrain.state import FOLDER, history
@@ -24,9 +25,10 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Story]:
     """Two months in which loading suddenly takes four times as long."""
     folder = tmp_path_factory.mktemp("replay")
     workspace = small_workspace(folder / "workspace", legs=200, months=1, changes=QUICK)
-    scenario = Scenario(legs=9000, start=date(2025, 1, 1), months=6, seed=3, changes=(NewFleet(month="2025-05", loading=4.0),))
+    scenario = Scenario(legs=7200, start=date(2025, 1, 1), months=6, seed=3, changes=(NewFleet(month="2025-05", loading=4.0),))
     write_raw(scenario, folder / "data")
-    past = Past(folder / "data", Contract.load(workspace / "contract.yaml"), "2025-05", "2025-07", step_days=3.5, parameters=PARAMETERS)
+    late = Lateness(median_hours=12)
+    past = Past(folder / "data", Contract.load(workspace / "contract.yaml"), "2025-05", "2025-07", late, step_days=3.5, look_days=10.5, parameters=PARAMETERS)
     said: list[str] = []
     story = replay(workspace, folder / "lived", past, say=said.append)
     assert any("is served on" in line for line in said)
@@ -36,14 +38,14 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Story]:
 def test_no_request_fails_and_every_answer_is_in_the_log(lived: tuple[Path, Story]) -> None:
     counts, logged = lived[1].counts, lived[1].logged
     assert counts.failed == 0 and counts.refused == 0, counts.problems
-    assert counts.answered >= sum(counts.releases.values()) == logged > 2500
+    assert counts.answered >= sum(counts.releases.values()) == logged > 2000
     assert counts.unmatched == 0 and 0.8 * logged < counts.told < logged
 
 
 def test_the_alarm_comes_with_the_change_and_leads_to_a_release(lived: tuple[Path, Story]) -> None:
     place, story = lived
     alarmed = [look for look in story.lived.looks if look.alarms]
-    assert alarmed and "error" in alarmed[0].alarms
+    assert alarmed and all(cause == "error" or cause.startswith("drift:") for cause in alarmed[0].alarms)
     labels = [label for _, label in story.lived.promotions]
     assert labels[0] == "eta@v1" and len(labels) >= 2 and set(story.counts.releases) >= {"eta@v1", labels[1]}
     assert story.lived.promotions[1][0] >= alarmed[0].at
