@@ -79,6 +79,7 @@ class OpenLog:
     actuals : one row per revision of an actual value, with `sequence`, `model`, `prediction_id`, `key`, `value`, `at` and `received_at`; None where
         predictions have the columns `actual`, `actual_at` and `received_at`.
     vanished : columns of the raw row that the place does not have at all.
+    flat : whether each column can be read for itself, without taking JSON apart.
     """
 
     backend: Any
@@ -86,6 +87,7 @@ class OpenLog:
     predictions: ibis.Table
     actuals: ibis.Table | None
     vanished: tuple[str, ...] = ()
+    flat: bool = False
 
 # %% ../../../nbs/748_operations.monitor.log.ipynb #f8b13fe2
 WORDS = {"sqlite": columns_in_sqlite, "duckdb": columns_in_duckdb, "postgres": columns_in_postgresql}
@@ -189,7 +191,8 @@ def _open_parquet(pattern: str | Path, contract: Contract, memory_limit: str = "
             kept = {name: kind for name, kind in (KEPT | OF_ACTUALS).items() if name in table.columns}
             yield OpenLog(backend, str(pattern), _filled(_select(backend, source, contract, kept)), None)
         else:
-            yield OpenLog(backend, str(pattern), _flat(table, contract), None, tuple(name for name in contract.row if name not in table.columns))
+            vanished = tuple(name for name in contract.row if name not in table.columns)
+            yield OpenLog(backend, str(pattern), _flat(table, contract), None, vanished, flat=True)
 
 # %% ../../../nbs/748_operations.monitor.log.ipynb #c00bd547
 def _filled(table: ibis.Table) -> ibis.Table:

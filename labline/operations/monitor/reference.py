@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ...data.contract import Contract
 from ...errors import ModelError
 from ...models.bundle import Bundle
-from .counting import Counted, Rule, Watched, count_frame, rule_of, watched
+from .counting import OTHER, Counted, Grid, Rule, Watched, count_frame, rule_of, watched
 from .distances import Bins
 from .usual import Usual, usual
 
@@ -61,9 +61,20 @@ class Baseline:
         counted = count_frame(values, rule)
         bins = Bins.of(counted)
         by_day = np.zeros((int(days.max(initial=0)) + 1, len(bins.labels) + 1), np.int64)
-        for day in np.unique(days).tolist():
-            by_day[day] = bins.count(count_frame(values[days == day], rule))
+        np.add.at(by_day, (days, _places(values, rule, bins)), 1)
         return cls(one, rule, counted, bins, by_day)
+
+
+def _places(values: pd.Series, rule: Rule, bins: Bins) -> NDArray[np.int64]:
+    """The bin of each row, the last one where the value is missing."""
+    present, places = values.notna().to_numpy(), np.full(len(values), len(bins.labels))
+    known = values[present]
+    if isinstance(rule, Grid) and bins.edges is not None:
+        places[present] = np.searchsorted(bins.edges, rule.cells(known.to_numpy(np.float64)) * rule.step)
+    else:
+        number = {label: place for place, label in enumerate(bins.labels)}
+        places[present] = known.map(number).fillna(number[OTHER]).to_numpy(np.int64)
+    return places
 
 # %% ../../../nbs/746_operations.monitor.reference.ipynb #9c934584
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ NUMBERS = itertools.count()
 
 @contextmanager
 def put_aside(log: OpenLog, rows: ibis.Table) -> Iterator[ibis.Table]:
-    """The same rows as a temporary table until the block ends.
+    """The same rows as a temporary table until the block ends; of flat files as a view.
 
     Parameters
     ----------
@@ -186,8 +186,8 @@ def put_aside(log: OpenLog, rows: ibis.Table) -> Iterator[ibis.Table]:
     rows : predictions with their actual values.
     """
     name = f"labline_window_{next(NUMBERS)}"
-    yield log.backend.create_table(name, rows, temp=True)
-    log.backend.raw_sql(f'DROP TABLE IF EXISTS "{name}"')
+    yield log.backend.create_view(name, rows) if log.flat else log.backend.create_table(name, rows, temp=True)
+    log.backend.raw_sql(f'DROP {"VIEW" if log.flat else "TABLE"} IF EXISTS "{name}"')
 
 # %% ../../../nbs/750_operations.monitor.window.ipynb #1cc910bd
 @dataclass(frozen=True)
