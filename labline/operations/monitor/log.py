@@ -192,7 +192,8 @@ def _open_parquet(pattern: str | Path, contract: Contract, memory_limit: str = "
             yield OpenLog(backend, str(pattern), _filled(_select(backend, source, contract, kept)), None)
         else:
             vanished = tuple(name for name in contract.row if name not in table.columns)
-            yield OpenLog(backend, str(pattern), _flat(table, contract), None, vanished, flat=True)
+            predictions = backend.create_view("labline_predictions", _flat(table, contract))
+            yield OpenLog(backend, str(pattern), predictions, None, vanished, flat=True)
 
 # %% ../../../nbs/748_operations.monitor.log.ipynb #c00bd547
 def _filled(table: ibis.Table) -> ibis.Table:
