@@ -16,6 +16,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from labline.data.contract import Contract
 from labline.files import write_text
+from labline.notebooks.runner.children import interrupted_by_sigterm
 from labline.operations.replay.lateness import Lateness
 from labline.operations.replay.measuring import over
 from labline.operations.replay.running import Past, replay
@@ -127,4 +128,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interrupted_by_sigterm():  # so that what was started ends, too
+        main()

@@ -36,7 +36,7 @@ def read_changes(texts: list[str]) -> dict[str, object]:
         found[name] = yaml.safe_load(value)
     return found
 
-# %% ../../../nbs/849_operations.replay.commands.ipynb #80798df1
+# %% ../../../nbs/849_operations.replay.commands.ipynb #66d03bb1
 def replay(
     begin: Annotated[str, typer.Option("--from", help="The first month that is replayed, as 2025-10; the line learns from what was there before.")],
     until: Annotated[str, typer.Option("--until", help="The first month that is not.")],
@@ -58,6 +58,7 @@ def replay(
     arrives late, the monitor looks, `labline retrain --if-due` decides. Leaves replay.png, replay.md and replay.json in runs/replay of the clone.
     """
     from labline.data.contract import Contract
+    from labline.notebooks.runner.children import interrupted_by_sigterm
     from labline.operations.replay.lateness import Lateness
     from labline.operations.replay.running import Past
     from labline.operations.replay.running import replay as live_through
@@ -66,5 +67,6 @@ def replay(
     known = Contract.load(contract or root / "contract.yaml")
     late = Lateness(median_hours=late_hours, lost=lost)
     past = Past((data or root / "data").resolve(), known, begin, until, late, step_days, look_days, retrain, read_changes(parameter or []), seed)
-    live_through(root, folder if folder.is_absolute() else root / folder, past, compare=compare, say=typer.echo)
+    with interrupted_by_sigterm():  # so that what was started ends, too
+        live_through(root, folder if folder.is_absolute() else root / folder, past, compare=compare, say=typer.echo)
     typer.echo(f"The story: {folder}/runs/replay/replay.md")
