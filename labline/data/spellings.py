@@ -6,7 +6,7 @@
 __all__ = ['SIGNS', 'WORDS', 'NOTHING', 'CLOCK', 'TRUE', 'FALSE', 'Spelling', 'absent', 'pattern', 'digits', 'marks_of',
            'read_marked', 'read_clock', 'read_truth', 'spelled']
 
-# %% ../../nbs/123_data.spellings.ipynb #d32e5971
+# %% ../../nbs/123_data.spellings.ipynb #cd42a14e
 from collections.abc import Sequence
 
 import ibis
@@ -16,8 +16,9 @@ import msgspec
 from .cleaning import TYPES, read_boolean, read_integer, read_number, read_text, read_timestamp
 from .contract import ColumnType
 from .moments import read_epoch, read_moment
+from .units import CURRENCIES
 
-# %% ../../nbs/123_data.spellings.ipynb #a9662acd
+# %% ../../nbs/123_data.spellings.ipynb #b53b4e34
 class Spelling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """How the values of one column are written.
 
@@ -32,6 +33,7 @@ class Spelling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     clock : numbers are written as `13:45` or `1:30 pm`, and mean hours.
     formats : of times, as in `labline.data.moments`.
     epoch : for times written as numbers: the seconds of one step since the beginning of 1970.
+    classes : for categories: text in small letters → the spelling that stands for all of them; other texts stay as they are.
     """
 
     source: str
@@ -43,6 +45,7 @@ class Spelling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     clock: bool = False
     formats: tuple[str, ...] = ()
     epoch: float | None = None
+    classes: dict[str, str] = {}
 
     @property
     def plain(self) -> bool:
@@ -68,11 +71,11 @@ def absent(text: ir.StringValue, spellings: Sequence[str]) -> ir.BooleanValue:
     """
     return text.isnull() | text.strip().lower().isin(["", *spellings])
 
-# %% ../../nbs/123_data.spellings.ipynb #b9e13fcf
+# %% ../../nbs/123_data.spellings.ipynb #de92cfbf
 _GAP = r"['’  ]"
 _NUMBERS = {".": rf"\d{{1,3}}(?:[,]\d{{2,3}})*,\d{{3}}(?:\.\d+)?|\d{{1,3}}(?:{_GAP}\d{{3}})+(?:\.\d+)?|\d*\.?\d+(?:[eE][+-]?\d+)?|\d+\.",
             ",": rf"\d{{1,3}}(?:\.\d{{3}})+(?:,\d+)?|\d{{1,3}}(?:{_GAP}\d{{3}})+(?:,\d+)?|\d*,?\d+(?:[eE][+-]?\d+)?|\d+,"}
-_BEFORE = r"(?:\p{L}{1,3}\.?|\p{L}{0,2}\p{Sc})"
+_BEFORE = rf"(?:\p{{L}}{{0,2}}\p{{Sc}}|Rs\.?|{'|'.join(sorted(CURRENCIES))})"
 _AFTER = r"(?:[\p{L}\p{Sc}%°º‰'\"](?:.{0,18}[^\s)])?)"
 
 
@@ -143,7 +146,7 @@ def read_truth(text: ir.StringValue) -> ir.BooleanValue:
     small = text.strip().lower()
     return ibis.cases((small.isin(TRUE), True), (small.isin(FALSE), False))
 
-# %% ../../nbs/123_data.spellings.ipynb #7212b091
+# %% ../../nbs/123_data.spellings.ipynb #79feb19f
 def spelled(value: ibis.Column, spelling: Spelling) -> ibis.Column:
     """A raw column as values of its type; null where it is missing or cannot be read.
 
@@ -168,14 +171,19 @@ def _from_text(value: ir.StringColumn, spelling: Spelling) -> ibis.Column:
         number = read_clock(text) if spelling.clock else read_number(text) if spelling.plain else read_marked(text, spelling.decimal, spelling.marks)
         typed = read_integer(number) if spelling.type == "integer" else number
     else:
-        typed = text
+        typed = _classed(text, spelling.classes)
     return ibis.ifelse(absent(value, spelling.missing), None, typed)
+
+
+def _classed(text: ir.StringValue, classes: dict[str, str]) -> ir.StringValue:
+    small = text.lower()
+    return ibis.cases(*((small == key, ibis.literal(label)) for key, label in classes.items()), else_=text) if classes else text
 
 
 def _from_typed(value: ibis.Column, spelling: Spelling) -> ibis.Column:
     if spelling.type == "timestamp":
         return read_epoch(value, spelling.epoch) if spelling.epoch else read_timestamp(value)
     if spelling.type in ("category", "text"):
-        return value.cast("string") if value.type().is_boolean() or not value.type().is_numeric() else read_text(value)
+        return _classed(value.cast("string") if value.type().is_boolean() or not value.type().is_numeric() else read_text(value), spelling.classes)
     reader = {"boolean": read_boolean, "integer": read_integer, "number": read_number}[spelling.type]
     return reader(value.cast("int64") if value.type().is_boolean() else value)
