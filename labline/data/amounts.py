@@ -17,7 +17,7 @@ from .cleaning import read_number
 from .spellings import CLOCK, NOTHING, SIGNS, WORDS, Spelling, digits, marks_of, read_clock
 from .units import common_unit, known_mark, unit_in_name
 
-# %% ../../nbs/125_data.amounts.ipynb #521a2bd5
+# %% ../../nbs/125_data.amounts.ipynb #a166f3ba
 @dataclass(frozen=True)
 class Recognised:
     """How a column is written, and why one thinks so.
@@ -46,11 +46,11 @@ def distinct_texts(sample: ibis.Table, column: str, most: int = 2000) -> ibis.Ta
     ----------
     sample : some rows.
     column : a text column of it.
-    most : how many texts to keep, the most frequent first.
+    most : how many texts to keep, the most frequent first, and of equally frequent ones any.
     """
     text = sample[column].strip()
     told = sample.select(text=text).filter(lambda table: (table["text"] != "") & ~table["text"].lower().isin(MEANS_MISSING))
-    return told.group_by("text").agg(rows=ibis._.count()).order_by(ibis.desc("rows"), "text").limit(most)
+    return told.group_by("text").agg(rows=ibis._.count()).order_by(ibis.desc("rows"), ibis._["text"].hash()).limit(most)
 
 # %% ../../nbs/125_data.amounts.ipynb #d4350d94
 _NOT_SIGN = r"(?:[^\d.,]|$)"

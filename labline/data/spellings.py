@@ -6,10 +6,11 @@
 __all__ = ['SIGNS', 'WORDS', 'NOTHING', 'CLOCK', 'TRUE', 'FALSE', 'Spelling', 'absent', 'pattern', 'digits', 'marks_of',
            'read_marked', 'read_clock', 'read_truth', 'spelled']
 
-# %% ../../nbs/123_data.spellings.ipynb #cd42a14e
+# %% ../../nbs/123_data.spellings.ipynb #5851586d
 from collections.abc import Sequence
 
 import ibis
+import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 import msgspec
 
@@ -71,10 +72,11 @@ def absent(text: ir.StringValue, spellings: Sequence[str]) -> ir.BooleanValue:
     """
     return text.isnull() | text.strip().lower().isin(["", *spellings])
 
-# %% ../../nbs/123_data.spellings.ipynb #de92cfbf
-_GAP = r"['’  ]"
-_NUMBERS = {".": rf"\d{{1,3}}(?:[,]\d{{2,3}})*,\d{{3}}(?:\.\d+)?|\d{{1,3}}(?:{_GAP}\d{{3}})+(?:\.\d+)?|\d*\.?\d+(?:[eE][+-]?\d+)?|\d+\.",
-            ",": rf"\d{{1,3}}(?:\.\d{{3}})+(?:,\d+)?|\d{{1,3}}(?:{_GAP}\d{{3}})+(?:,\d+)?|\d*,?\d+(?:[eE][+-]?\d+)?|\d+,"}
+# %% ../../nbs/123_data.spellings.ipynb #c5128c2e
+_GAP = r"['’ \x{a0}\x{202f}]"
+_DROPPED = "'’ \u00a0\u202f"
+_NUMBERS = {".": rf"\d{{1,3}}(?:[,]\d{{2,3}})*,\d{{3}}(?:\.\d+)?|\d{{1,3}}(?:{_GAP}\d{{3}})+(?:\.\d+)?|\d*\.?\d+(?:[eE][+-]?\d{{1,2}})?|\d+\.",
+            ",": rf"\d{{1,3}}(?:\.\d{{3}})+(?:,\d+)?|\d{{1,3}}(?:{_GAP}\d{{3}})+(?:,\d+)?|\d*,?\d+(?:[eE][+-]?\d{{1,2}})?|\d+,"}
 _BEFORE = rf"(?:\p{{L}}{{0,2}}\p{{Sc}}|Rs\.?|{'|'.join(sorted(CURRENCIES))})"
 _AFTER = r"(?:[\p{L}\p{Sc}%°º‰'\"](?:.{0,18}[^\s)])?)"
 
@@ -89,6 +91,18 @@ def pattern(decimal: str) -> str:
     return rf"^([-+−(]?)\s*({_BEFORE}?)\s*([-+−]?)\s*({_NUMBERS[decimal]})\s*({_AFTER}?)\s*\)?$"
 
 
+_PARTS = ("sign", "before", "minus", "number", "after")
+
+
+@ibis.udf.scalar.builtin(name="regexp_extract")
+def _regexp_extract(value: str, pattern: str, names: dt.Array[dt.String]) -> dt.Struct(dict.fromkeys(_PARTS, dt.string)):  # type: ignore[valid-type]
+    """DuckDB's extraction of all groups at once, which are empty where the pattern does not match."""
+
+
+def _parts(text: ir.StringValue, decimal: str) -> ir.StructValue:
+    return _regexp_extract(text, pattern(decimal), list(_PARTS))
+
+
 def digits(text: ir.StringValue, decimal: str) -> ir.FloatingValue:
     """The number in each text, its marks left aside; null where the text is no number.
 
@@ -97,19 +111,18 @@ def digits(text: ir.StringValue, decimal: str) -> ir.FloatingValue:
     text : without blanks around it.
     decimal : the decimal sign.
     """
-    whole = pattern(decimal)
-    number = text.re_extract(whole, 4).re_replace(rf"{_GAP}|[{',' if decimal == '.' else '.'}]", "")
-    number = read_number(number if decimal == "." else number.replace(",", "."))
-    minus = text.re_extract(whole, 1).isin(["-", "−", "("]) | text.re_extract(whole, 3).isin(["-", "−"])
+    parts = _parts(text, decimal)
+    number = read_number(parts["number"].translate(f",{_DROPPED}", "") if decimal == "." else parts["number"].translate(f",.{_DROPPED}", "."))
+    minus = parts["sign"].isin(["-", "−", "("]) | parts["minus"].isin(["-", "−"])
     return ibis.ifelse(minus, -number, number)
 
 
 def marks_of(text: ir.StringValue, decimal: str) -> ir.StringValue:
     """The mark after each number, or else the one before it; empty where there is none."""
-    before, after = text.re_extract(pattern(decimal), 2), text.re_extract(pattern(decimal), 5)
+    before, after = _parts(text, decimal)["before"], _parts(text, decimal)["after"]
     return ibis.ifelse((before != "") & (after != ""), before.concat(" ", after), before.concat(after))
 
-# %% ../../nbs/123_data.spellings.ipynb #07a411e2
+# %% ../../nbs/123_data.spellings.ipynb #89f1c675
 def read_marked(text: ir.StringValue, decimal: str, marks: dict[str, float]) -> ir.FloatingValue:
     """Numbers with marks, multiplied by the factors of their marks; null where the text or the mark is another.
 
@@ -117,13 +130,25 @@ def read_marked(text: ir.StringValue, decimal: str, marks: dict[str, float]) -> 
     ----------
     text : without blanks around it.
     decimal : the decimal sign.
-    marks : mark → factor; the empty one stands for a bare number.
+    marks : mark → factor, or two marks with a blank between; the empty one, which may be left out, stands for a bare number.
     """
-    found = marks_of(text, decimal)
-    if not marks or set(marks) == {""}:
-        return ibis.ifelse(found == "", digits(text, decimal), None)
-    factor = ibis.cases(*((found == mark, ibis.literal(float(value))) for mark, value in marks.items()), else_=None)
-    return digits(text, decimal) * factor
+    rest, factor = text, ibis.literal(float(marks.get("", 0 if marks else 1)))
+    for mark, value in sorted(marks.items(), key=lambda item: (len(item[0]), item[0])):
+        if mark:
+            beside = [text.contains(part) for part in mark.split(" ")]
+            without = text
+            for part in mark.split(" "):
+                without = without.replace(part, "\t")
+            there = beside[0] & beside[-1]
+            rest, factor = ibis.ifelse(there, without, rest), ibis.ifelse(there, ibis.literal(float(value)), factor)
+    return _bare(rest.strip(), decimal) * factor.nullif(0)
+
+
+def _bare(text: ir.StringValue, decimal: str) -> ir.FloatingValue:
+    """Numbers without marks; null where the text is another. The text is named twice only, since every mention is computed again."""
+    fits = text.re_search(rf"^[-+−(]?\s*(?:{_NUMBERS[decimal]})\s*\)?$")
+    written = text.translate(f"−(,){_DROPPED}\t", "--") if decimal == "." else text.translate(f"−(,.){_DROPPED}\t", "--.")
+    return ibis.ifelse(fits, written, None).try_cast(dt.float64)
 
 # %% ../../nbs/123_data.spellings.ipynb #10c1fc10
 CLOCK = r"^(\d{1,3}):([0-5]\d)(?::([0-5]\d(?:\.\d+)?))?\s*([AaPp]\.?[Mm]\.?)?$"
@@ -146,7 +171,7 @@ def read_truth(text: ir.StringValue) -> ir.BooleanValue:
     small = text.strip().lower()
     return ibis.cases((small.isin(TRUE), True), (small.isin(FALSE), False))
 
-# %% ../../nbs/123_data.spellings.ipynb #79feb19f
+# %% ../../nbs/123_data.spellings.ipynb #a8c69796
 def spelled(value: ibis.Column, spelling: Spelling) -> ibis.Column:
     """A raw column as values of its type; null where it is missing or cannot be read.
 
@@ -168,11 +193,19 @@ def _from_text(value: ir.StringColumn, spelling: Spelling) -> ibis.Column:
     elif spelling.type == "timestamp":
         typed = read_epoch(read_number(text), spelling.epoch) if spelling.epoch else read_moment(text, spelling.formats)
     elif spelling.type in ("number", "integer"):
-        number = read_clock(text) if spelling.clock else read_number(text) if spelling.plain else read_marked(text, spelling.decimal, spelling.marks)
+        number = read_clock(text) if spelling.clock else _number(text, spelling)
         typed = read_integer(number) if spelling.type == "integer" else number
     else:
         typed = _classed(text, spelling.classes)
     return ibis.ifelse(absent(value, spelling.missing), None, typed)
+
+
+def _number(text: ir.StringValue, spelling: Spelling) -> ir.FloatingValue:
+    return _finite(text.try_cast(dt.float64)) if spelling.plain else read_marked(text, spelling.decimal, spelling.marks)
+
+
+def _finite(number: ir.FloatingValue) -> ir.FloatingValue:
+    return ibis.ifelse(number.abs() <= 1.7976931348623157e308, number, None)
 
 
 def _classed(text: ir.StringValue, classes: dict[str, str]) -> ir.StringValue:
