@@ -71,17 +71,18 @@ def decimal_sign(counts: Mapping[str, int], comma: bool) -> str:
         return "," if comma else "."
     return "," if counts["comma"] > counts["point"] else "."
 
-# %% ../../nbs/125_data.amounts.ipynb #4a383681
+# %% ../../nbs/125_data.amounts.ipynb #528c0689
 ORDINALS = frozenset({"st", "nd", "rd", "th"})
 ENOUGH = 0.97  # the share of values that must fit
 
 
-def accepted_marks(marks: Mapping[str, int]) -> tuple[str, dict[str, float], str] | None:
+def accepted_marks(marks: Mapping[str, int], spaced: bool = True) -> tuple[str, dict[str, float], str] | None:
     """The unit, the factors and a remark for the marks of a column; None where they are no units.
 
     Parameters
     ----------
     marks : mark → its rows.
+    spaced : whether a blank stands between the numbers and their marks; an unknown mark needs one.
     """
     total = sum(marks.values())
     known = {mark: rows for mark, rows in marks.items() if known_mark(mark)}
@@ -90,7 +91,7 @@ def accepted_marks(marks: Mapping[str, int]) -> tuple[str, dict[str, float], str
         return None
     if sum(known.values()) < ENOUGH * total:
         name = max(marks, key=lambda mark: (marks[mark], mark))
-        word = len(name) > 1 and name[0].isalpha() and " " not in name and name.lower() not in ORDINALS
+        word = spaced and len(name) > 1 and name[0].isalpha() and " " not in name and name.lower() not in ORDINALS
         known = {mark: rows for mark, rows in marks.items() if mark in ("", name)}
         if not word or marks[name] < 0.8 * total or sum(known.values()) < ENOUGH * total:
             return None
@@ -101,7 +102,7 @@ def accepted_marks(marks: Mapping[str, int]) -> tuple[str, dict[str, float], str
     told = ", ".join(f"`{mark}`" for mark in order if mark)
     return "", dict.fromkeys(order, 1.0), f"The units {told} cannot be converted into each other; the numbers are taken as they stand."
 
-# %% ../../nbs/125_data.amounts.ipynb #ef9328e8
+# %% ../../nbs/125_data.amounts.ipynb #903c441b
 _PLAIN = r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$"
 
 
@@ -116,7 +117,8 @@ def recognise_amount(connection: DuckDB, values: ibis.Table, source: str, comma:
     comma : whether a decimal comma is to be expected.
     """
     text, rows = values["text"], values["rows"]
-    tests = {"plain": text.re_search(_PLAIN) & read_number(text).notnull(), "code": text.re_search(r"^0\d+$"), "long": text.re_search(r"^\d{16,}$"),
+    tests = {"plain": text.re_search(_PLAIN) & read_number(text).notnull(), "code": text.re_search(r"^0\d+(?:[^\d:.,]|$)"),
+             "long": text.re_search(r"^\d{16,}$"),
              "clock": read_clock(text).notnull() & text.re_search(CLOCK), "point": text.re_search(SETTLES["."]), "comma": text.re_search(SETTLES[","]),
              "digit": text.re_search(r"\d")}
     counted = values.agg(all=rows.sum(), **{name: ibis.ifelse(test, rows, 0).sum() for name, test in tests.items()})
@@ -138,13 +140,15 @@ def replace_spelling(spelling: Spelling, **changes: object) -> Spelling:
     """The spelling with some changes."""
     return Spelling(**{name: getattr(spelling, name) for name in spelling.__struct_fields__} | changes)
 
-# %% ../../nbs/125_data.amounts.ipynb #b3232a07
+# %% ../../nbs/125_data.amounts.ipynb #6bc0ca04
 def _with_marks(connection: DuckDB, values: ibis.Table, spelling: Spelling, decimal: str, unit: str, settled: bool) -> Recognised | None:
     fitting = values.filter(digits(values["text"], decimal).notnull())
-    found = fitting.mutate(mark=marks_of(fitting["text"], decimal), open=fitting["text"].re_search(OPEN[decimal]))
-    marks = connection.to_pyarrow(found.group_by("mark").agg(rows=found["rows"].sum()).order_by("mark")).to_pylist()
+    found = fitting.mutate(mark=marks_of(fitting["text"], decimal), open=fitting["text"].re_search(OPEN[decimal]),
+                           spaced=fitting["text"].contains(" "))
+    marks = connection.to_pyarrow(found.group_by("mark").agg(rows=found["rows"].sum(), spaced=found["spaced"].all()).order_by("mark")).to_pylist()
     total, sure = int(connection.execute(values["rows"].sum())), sum(mark["rows"] for mark in marks)
-    accepted = accepted_marks({mark["mark"]: mark["rows"] for mark in marks}) if marks and sure >= ENOUGH * total else None
+    accepted = accepted_marks({mark["mark"]: mark["rows"] for mark in marks},
+                              all(mark["spaced"] for mark in marks if mark["mark"])) if marks and sure >= ENOUGH * total else None
     if accepted is None:
         return None
     own, factors, remark = accepted
