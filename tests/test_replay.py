@@ -16,7 +16,8 @@ from labline.rides.scenario import NewFleet, Scenario
 
 PARAMETERS = {
     "train.candidates": ["tree"], "train.max_rows": 6000, "prepare.validation_days": 7, "prepare.test_days": 21,
-    "retrain.parameters": {"prepare.validation_days": 3, "prepare.test_days": 6}, "retrain.least_rows": 100, "retrain.slice_rows": 5000,
+    "retrain.parameters": {"prepare.validation_days": 3, "prepare.test_days": 7}, "retrain.least_rows": 100, "retrain.slice_rows": 5000,
+    "retrain.margin": 0.05,
     "retrain.cooldown_hours": 24 * 14}  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def test_no_request_fails_and_every_answer_is_in_the_log(lived: tuple[Path, Stor
 def test_the_alarm_comes_with_the_change_and_leads_to_a_release(lived: tuple[Path, Story]) -> None:
     place, story = lived
     alarmed = [look for look in story.lived.looks if look.alarms]
-    assert alarmed and all(cause == "error" or cause.startswith("drift:") for cause in alarmed[0].alarms)
+    assert alarmed and "error" in {cause for look in alarmed for cause in look.alarms}
     labels = [label for _, label in story.lived.promotions]
     assert labels[0] == "eta@v1" and len(labels) >= 2 and set(story.counts.releases) >= {"eta@v1", labels[1]}
     assert story.lived.promotions[1][0] >= alarmed[0].at
@@ -55,7 +56,7 @@ def test_the_alarm_comes_with_the_change_and_leads_to_a_release(lived: tuple[Pat
 
 def test_what_the_loop_answers_errs_less_than_what_nobody_touched(lived: tuple[Path, Story]) -> None:
     last = lived[1].errors.loc["2025-06"]
-    assert last["looped"] < 0.8 * last["left alone"] and last["looped"] < 0.9 * last["frozen"] and last["looped"] < 1.2 * last["monthly"]
+    assert last["looped"] < 0.8 * last["left alone"] and last["looped"] < 0.97 * last["frozen"] and last["looped"] < 1.1 * last["monthly"]
 
 
 def test_every_promotion_has_its_evidence_and_the_story_its_picture(lived: tuple[Path, Story]) -> None:

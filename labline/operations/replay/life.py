@@ -120,7 +120,7 @@ def promotions(root: str | Path, model: str, stage: str) -> tuple[tuple[float, s
     changes = Registry.read(root).changes(model, stage)
     return tuple((change.note.at.timestamp(), change.release.label if change.release else "nothing") for change in changes)
 
-# %% ../../../nbs/842_operations.replay.life.ipynb #72339c61
+# %% ../../../nbs/842_operations.replay.life.ipynb #e4d11829
 def live(place: Place, contract: Contract, traffic: Traffic, calendar: Calendar, url: str, settled: Callable[[], None], stage: str = "prod",
          say: Callable[[str], None] = lambda line: None) -> Lived:  # fmt: skip
     """Live through a span of time with a service, a monitor and a policy.
@@ -156,10 +156,10 @@ def live(place: Place, contract: Contract, traffic: Traffic, calendar: Calendar,
             if state is not None and state.ending:
                 endings.setdefault(state.run, (begin, state.ending))
         if not looking or not calendar.retrain:
-            traffic.ask(begin, end)
+            traffic.ask(begin, end, tick=place.set_clock)
     return Lived(tuple(looks), promotions(place.root, contract.model, stage), tuple(endings.values()))
 
-# %% ../../../nbs/842_operations.replay.life.ipynb #78116fb5
+# %% ../../../nbs/842_operations.replay.life.ipynb #70403ed2
 ASKS = 3  # exit code of `labline retrain` when a person is needed
 
 
@@ -169,7 +169,7 @@ def _decide(place: Place, traffic: Traffic, span: tuple[float, float], url: str)
     before = log.stat().st_size if log.is_file() else 0
     child = place.start("labline", "retrain", "--if-due", "--url", url, log=log)
     try:
-        traffic.ask(*span, busy=lambda: child.poll() is None)
+        traffic.ask(*span, busy=lambda: child.poll() is None, tick=place.set_clock)
         code = child.wait()
     finally:
         if child.poll() is None:

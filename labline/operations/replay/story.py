@@ -58,7 +58,7 @@ class Story:
         """The wall time of a moment."""
         return datetime.fromtimestamp(moment, ZoneInfo(self.contract.timezone)).replace(tzinfo=None)
 
-# %% ../../../nbs/846_operations.replay.story.ipynb #9c55a473
+# %% ../../../nbs/846_operations.replay.story.ipynb #b35f7aa5
 LINES = {
     "left alone": ("first release, left alone", "0.65", ":"),
     "frozen": ("first release, its tables kept fresh", "#b0413e", "-"),
@@ -91,7 +91,9 @@ def draw(story: Story) -> Figure:
     axes.plot([at for at, _ in promoted], [low - 0.22 * room] * len(promoted), "^", color="#1b6ca8", markersize=7, label="a new release goes live", **marks)
     for at, label in promoted:
         axes.annotate(label, (at, low - 0.22 * room), xytext=(0, -9), textcoords="offset points", ha="center", va="top", fontsize=8)
-    axes.set(ylim=(low - 0.38 * room, high + 0.08 * room), ylabel=f"mean absolute error [{story.unit}]" if story.unit else "mean absolute error")
+    first, last = (pd.Period(month, "M") for month in (story.errors.index[0], story.errors.index[-1]))
+    span = [dates.date2num(moment) for moment in (first.start_time, last.end_time)]
+    axes.set(xlim=span, ylim=(low - 0.38 * room, high + 0.08 * room), ylabel=f"mean absolute error [{story.unit}]" if story.unit else "mean absolute error")
     axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(dates.AutoDateLocator()))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
     return figure

@@ -83,7 +83,7 @@ class Counts:
         if len(self.problems) < 10:
             self.problems.append(problem)
 
-# %% ../../../nbs/840_operations.replay.traffic.ipynb #7dd596f3
+# %% ../../../nbs/840_operations.replay.traffic.ipynb #df910394
 class Traffic:
     """A client that lives through a past.
 
@@ -101,7 +101,8 @@ class Traffic:
         self.asked = [contract.id, *main.names("feature", "time")]
         self.told_until, self.tables = 0.0, tables
 
-    def ask(self, since: float, until: float, busy: Callable[[], bool] = lambda: False, pause: float = 0.5) -> None:
+    def ask(self, since: float, until: float, busy: Callable[[], bool] = lambda: False, pause: float = 0.5,
+            tick: Callable[[float], None] = lambda moment: None) -> None:  # fmt: skip
         """Ask for the rows of a span.
 
         Parameters
@@ -109,18 +110,21 @@ class Traffic:
         since, until : seconds since 1970.
         busy : whether something goes on meanwhile.
         pause : seconds between two requests then.
+        tick : is told the moment before each hour's rows are asked for.
         """
         rows = self.planned[self.contract.main]
         rows = rows[(rows["at_"] >= since) & (rows["at_"] < until)]
         hours = [part for _, part in rows.groupby(np.floor(rows["at_"] / 3600))]
         kept = hours[-len(hours) // 10 :] if len(hours) > 1 else []
         for hour in hours[: len(hours) - len(kept)]:
+            tick(float(hour["at_"].iloc[0]))
             self._ask(hour)
             if busy():
                 time.sleep(pause)
         for row in _again(rows, busy, pause):
             self._ask(row, counted=False)
         for hour in kept:
+            tick(float(hour["at_"].iloc[0]))
             self._ask(hour)
 
     def _ask(self, rows: pd.DataFrame, counted: bool = True) -> None:
