@@ -150,8 +150,8 @@ def _sections(root: Path, commit: str | None, name: str) -> Mapping[str, Any]:
 def _is_there(name: str, stages: Mapping[str, Any] | None, values: Mapping[str, Any]) -> bool:
     """Whether `dvc.yaml` has a stage; DVC keeps the record of one that was taken out. What cannot be told counts as there."""
     family, _, item = name.partition("@")
-    if stages is None or family not in stages:
-        return stages is None
+    if not stages or family not in stages:
+        return not stages
     matrix = stages[family].get("matrix") or {}
     choices = next(iter(matrix.values())) if len(matrix) == 1 else None
     if isinstance(choices, str) and (found := re.fullmatch(r"\$\{(\w+)\.(\w+)\}", choices)):
