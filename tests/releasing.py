@@ -5,7 +5,6 @@ import json
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from workspaces import run
 
 from labline.models.example import CONTRACT, example_bundle, example_rows
 from labline.operations.git import git
+from labline.operations.replay.place import end_process
 
 STAGES = {"select": "made/select", "evaluate": "build/select", "package": "build/evaluate", "report": "build/evaluate"}
 REMOTE = "[core]\n    analytics = false\n    remote = embedded\n['remote \"embedded\"']\n    url = remote\n"
@@ -106,12 +106,7 @@ def serving(workspace: Path, *options: str) -> Iterator[str]:
         assert "is served on" in first, first
         yield first.partition(" is served on ")[2].split()[0]
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end_process(process)
         for reader in readers:
             reader.join(10)
         for stream in (process.stdout, process.stderr):

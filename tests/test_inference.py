@@ -100,7 +100,7 @@ def test_the_tables_of_scikit_learn(name: str, task: str, classes: int, tmp_path
 # ---- formats
 
 
-CITIES = ["Köln", "Besançon", "Ávila", "Praha 1", "Łódź"]
+CITIES = ["Köln", "Besançon", "Ávila"]
 
 
 def table(rows: int = 120, seed: int = 3) -> pd.DataFrame:
@@ -109,9 +109,13 @@ def table(rows: int = 120, seed: int = 3) -> pd.DataFrame:
     weight = rng.uniform(1, 90, rows).round(2)
     return pd.DataFrame({
         "Order ID": [f"A-{number:05d}" for number in range(rows)], "Ordered at": pd.date_range("2023-01-01", periods=rows, freq="D"),
-        "City": rng.choice(CITIES[:3], rows),
-        "Weight (kg)": weight, "Express": rng.random(rows) < 0.5, "Pieces": rng.integers(1, 50, rows), "Price": (weight * 3 + rng.normal(0, 40,
-                                                                                                                                         rows)).round(2)})
+        "City": rng.choice(CITIES, rows), "Weight (kg)": weight, "Express": rng.random(rows) < 0.5, "Pieces": rng.integers(1, 50, rows),
+        "Price": (weight * 3 + rng.normal(0, 40, rows)).round(2)})
+
+
+LAYOUTS = {
+    "plain": (",", ".", "utf-8"), "tab": ("\t", ".", "utf-8"), "bar": ("|", ".", "utf-8-sig"), "wide": (",", ".", "utf-16"), "old": (",", ".", "cp1252"),
+    "semicolon": (";", ",", "cp1252"), "latin": (";", ",", "latin-1")}  # separator, decimal mark, encoding
 
 
 def written(frame: pd.DataFrame, path: Path) -> Path:
@@ -128,16 +132,13 @@ def written(frame: pd.DataFrame, path: Path) -> Path:
         with closing(sqlite3.connect(path)) as connection:
             frame.to_sql("orders", connection, index=False)
     else:
-        separator, decimal, encoding = {"tab": ("\t", ".", "utf-8"), "semicolon": (";", ",", "cp1252"), "bar": ("|", ".", "utf-8-sig"), "wide": (",",
-                                                                                                                                                 ".", "utf-16"),
-                                        "latin": (";", ",", "latin-1"), "plain": (",", ".", "utf-8"), "old": (",", ".", "cp1252")}[path.stem]
+        separator, decimal, encoding = LAYOUTS[path.stem]
         frame.to_csv(path, index=False, sep=separator, decimal=decimal, encoding=encoding)
     return path
 
 
 @pytest.mark.parametrize("name", ["plain.csv", "tab.tsv", "semicolon.csv", "bar.txt", "wide.csv", "latin.csv", "old.csv", "book.xlsx", "lines.jsonl",
-                                  "list.json",
-                                  "typed.parquet", "shop.db"])
+                                  "list.json", "typed.parquet", "shop.db"])
 def test_every_format_gives_the_same_table(name: str, tmp_path: Path) -> None:
     frame = table()
     path = written(frame, tmp_path / name)
@@ -178,12 +179,12 @@ def test_dirt_of_all_kinds(tmp_path: Path) -> None:
     count = 400
     days = [datetime.date(2021, 1, 1) + datetime.timedelta(days=int(number)) for number in rng.integers(0, 700, count)]
     frame = pd.DataFrame({
-        "Car name": rng.choice(["Alto", "ALTO ", "Swift", "Ertiga"], count), "Mileage": [rng.choice([f"{value:.2f} kmpl", "null", "?"], p=[0.9, 0.05, 0.05])
-                                                                                        for value in rng.uniform(10, 30, count)],
+        "Car name": rng.choice(["Alto", "ALTO ", "Swift", "Ertiga"], count),
+        "Mileage": [rng.choice([f"{value:.2f} kmpl", "null", "?"], p=[0.9, 0.05, 0.05]) for value in rng.uniform(10, 30, count)],
         "Price new": [f"{value:.2f} Cr" if value > 1 else f"{100 * value:.2f} Lakh" for value in rng.uniform(0.1, 3, count)],
         "Discount": [f"{value} %" for value in rng.integers(0, 40, count)], "Paid": [f"${value:,.2f}" for value in rng.uniform(500, 90_000, count)],
-        "Serviced": rng.choice(["Y", "n", "yes", "No", "unknown", ""], count), "Sold on": [day.strftime(rng.choice(["%Y-%m-%d", "%d.%m.%Y",
-                                                                                                                    "%d %B %Y"])) for day in days],
+        "Serviced": rng.choice(["Y", "n", "yes", "No", "unknown", ""], count),
+        "Sold on": [day.strftime(rng.choice(["%Y-%m-%d", "%d.%m.%Y", "%d %B %Y"])) for day in days],
         "Dealer": ["one dealer"] * count, "Warmth": rng.choice([-999.0, 20.5, 21.5, 22.25, 30.0], count),
         "Notes": [f"seen in the street number {value}" for value in range(count)],
         "class": rng.integers(1, 4, count), "Tags": ["[1, 2]"] * count})

@@ -252,5 +252,5 @@ def _strays(log: OpenLog, model: str, now: float) -> tuple[int, int]:
     first, known = told.filter(told["revision"] == 1), log.predictions.filter(log.predictions["model"] == model)
     sides = [(first["prediction_id"], known["id"]), (first["key"], known["key"])]
     named = [(first.filter(theirs.notnull()).select(name=theirs), known.filter(mine.notnull()).select(name=mine)) for theirs, mine in sides]
-    unmatched = sum(int(told_.difference(known_).count().to_pandas()) for told_, known_ in named)  # sorted once; a join has no index here
+    unmatched = sum(int(theirs.difference(mine).count().to_pandas()) for theirs, mine in named)  # sorted once; a join has no index here
     return unmatched, int((told["at"] > now + FUTURE).sum().to_pandas() or 0)

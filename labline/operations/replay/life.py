@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DAY', 'ASKS', 'Calendar', 'Look', 'read_look', 'Lived', 'promotions', 'live', 'verdict']
 
-# %% ../../../nbs/842_operations.replay.life.ipynb #fc7aaa71
+# %% ../../../nbs/842_operations.replay.life.ipynb #fb5db5f7
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from ...data.contract import Contract
 from ...errors import ParameterError, WorkspaceError
 from ..monitor.history import read_status
 from ..registry import Registry
-from .place import Place
+from .place import Place, end_process
 from .traffic import Traffic
 from ..retrain.state import FOLDER, State, read_state
 
@@ -159,7 +159,7 @@ def live(place: Place, contract: Contract, traffic: Traffic, calendar: Calendar,
             traffic.ask(begin, end, tick=place.set_clock)
     return Lived(tuple(looks), promotions(place.root, contract.model, stage), tuple(endings.values()))
 
-# %% ../../../nbs/842_operations.replay.life.ipynb #70403ed2
+# %% ../../../nbs/842_operations.replay.life.ipynb #722b01bc
 ASKS = 3  # exit code of `labline retrain` when a person is needed
 
 
@@ -172,9 +172,7 @@ def _decide(place: Place, traffic: Traffic, span: tuple[float, float], url: str)
         traffic.ask(*span, busy=lambda: child.poll() is None, tick=place.set_clock)
         code = child.wait()
     finally:
-        if child.poll() is None:
-            child.terminate()
-            child.wait()
+        end_process(child)
     with log.open("rb") as file:
         file.seek(before)
         said = file.read().decode(errors="replace")
