@@ -126,7 +126,7 @@ def timeline_path(output: str | Path) -> Path:
         inside = output.resolve().relative_to(root)
     except (WorkspaceError, ValueError):
         return output.parent / "runs" / name
-    parts = inside.parts[1:-1] if inside.parts[0] in ("build", "runs") else inside.parts[:-1]
+    parts = inside.parts[1:-1] if inside.parts[0] == "build" else inside.parts[:-1]
     return Path(os.path.relpath(root)).joinpath("runs", *parts, name)
 
 # %% ../../nbs/446_notebooks.timeline.ipynb #6701ae54
