@@ -18,7 +18,7 @@ PARAMETERS = {
     "train.candidates": ["tree"], "train.max_rows": 6000, "prepare.validation_days": 7, "prepare.test_days": 21,
     "retrain.parameters": {"prepare.validation_days": 3, "prepare.test_days": 7}, "retrain.least_rows": 100, "retrain.slice_rows": 5000,
     "retrain.margin": 0.05,
-    "retrain.cooldown_hours": 24 * 14}  # fmt: skip
+    "retrain.cooldown_hours": 24 * 60}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
