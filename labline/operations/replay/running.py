@@ -107,7 +107,7 @@ def _first_release(source: str | Path, root: Path, past: Past, say: Callable[[st
     place.run("labline", "promote", f"{past.contract.model}@v1", "--stage", STAGE, "--reason", "The first release of the replay")
     return place
 
-# %% ../../../nbs/848_operations.replay.running.ipynb #adcb58c7
+# %% ../../../nbs/848_operations.replay.running.ipynb #57cf176c
 def replay(source: str | Path, root: str | Path, past: Past, *, compare: bool = True, say: Callable[[str], None] = lambda line: None) -> Story:
     """Live through a past in a clone of a workspace, and measure what it brought.
 
@@ -144,11 +144,14 @@ def replay(source: str | Path, root: str | Path, past: Past, *, compare: bool = 
 def _live(place: Place, past: Past, rows: Mapping[str, Any], say: Callable[[str], None]) -> tuple[Traffic, Lived]:
     calendar = Calendar(past.second(past.begin), past.second(past.end), past.step_days, past.look_days, past.retrain)
     planned = plan(past.contract, rows, past.lateness, past.seed)
-    with served(place, STAGE) as url, Client(url, timeout=60.0) as client:
+    with served(place, STAGE) as url, Client(url, timeout=60.0) as client, httpx.Client(base_url=url, timeout=30.0) as http:
         say(f"{past.contract.model}@v1 is served on {url}")
-        traffic = Traffic(past.contract, planned, client, tables=looks(httpx.get(f"{url}/metrics", timeout=30.0).text) >= 0)
-        settled = partial(settle, lambda: httpx.get(f"{url}/metrics", timeout=30.0).text)
-        return traffic, live(place, past.contract, traffic, calendar, url, settled, STAGE, say)
+
+        def metrics() -> str:
+            return http.get("/metrics").text
+
+        traffic = Traffic(past.contract, planned, client, tables=looks(metrics()) >= 0)
+        return traffic, live(place, past.contract, traffic, calendar, url, partial(settle, metrics), STAGE, say)
 
 # %% ../../../nbs/848_operations.replay.running.ipynb #64505033
 def measure(place: Place, past: Past, accepted: Path, rows: Mapping[str, Any], *, compare: bool, say: Callable[[str], None]) -> tuple[int, Any]:
