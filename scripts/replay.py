@@ -31,7 +31,7 @@ LIGHT = {
     "train.candidates": ["boosting"], "explore.sample_rows": 5000, "select.resamples": 500, "evaluate.resamples": 200,
     "package.verify_rows": 200}  # fmt: skip
 MONTHLY = {
-    "prepare.validation_days": 14, "prepare.test_days": 21, "retrain.parameters": {"prepare.validation_days": 7, "prepare.test_days": 14},
+    "prepare.validation_days": 14, "prepare.test_days": 42, "retrain.parameters": {"prepare.validation_days": 7, "prepare.test_days": 14},
     "retrain.every_days": 28, "retrain.cooldown_hours": 14 * 24, "retrain.margin": 0.01, "retrain.slice_columns": ["requested_at", "distance_km"],
     "retrain.slice_margin": 0.25, "retrain.worse_slice": "refuse", "monitor.window_hours": 168, "monitor.step_hours": 24}  # fmt: skip
 CHANGES: dict[str, tuple[Change, ...]] = {
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=TAXI, help="folder of the taxi records")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "replay", help="where everything goes; what is there of an earlier replay is removed")
     parser.add_argument("--only", choices=["staged", "taxi"], help="one of the two")
-    parser.add_argument("--since", default="2018-01", help="first month of taxi trips that is known")
+    parser.add_argument("--since", default="2019-01", help="first month of taxi trips that is known")
     parser.add_argument("--begin", default="2020-01", help="first month that is lived through")
     parser.add_argument("--until", default="2021-01", help="first month that is not")
     parser.add_argument("--step-days", type=float, default=1.0, help="days after which what has become known is told")

@@ -185,13 +185,13 @@ def latest(tables: Mapping[str, ibis.Table], contract: Contract, now: datetime, 
 
     Returns
     -------
-    As `asof_tables`; of the weather the last 24 hours.
+    As `asof_tables`; of the weather the last 24 hours, and what was sent ahead: a row sees only the hours before it.
     """
     chosen = Settings.read(settings)
     history = build_history(tables["legs"], tables["zones"], tables["legs"].limit(0), chosen)
     places = _places(tables, contract)
     known = places["weather"].known_at
-    places["weather"] = places["weather"].filter(known <= now, known > now - timedelta(hours=24))
+    places["weather"] = places["weather"].filter(known > now - timedelta(hours=24))
     return places | remember(history.legs, now, ROADS | PACES | RATIOS, chosen)
 
 # %% ../../nbs/872_rides.features.ipynb #4bb303ee

@@ -19,7 +19,7 @@ from ...models.bundle import Bundle, EVIDENCE, file_digest
 from ...models.metrics import Interval
 from .drift import drift
 from .estimate import Estimator
-from .findings import error_check, estimate_check, grew, labels_check, range_check, service_checks
+from .findings import error_check, estimate_check, grew, grew_relatively, labels_check, range_check, service_checks
 from .log import OpenLog, open_log
 from .outcomes import Outcome, Released, released, ripe, timeline
 from .reference import Reference
@@ -220,7 +220,7 @@ def _judge(
     checks = [rows_check(facts, bounds, ever)]
     grown = None
     if settled is not None and settled.growth is not None and settled.window == facts.window and not math.isnan(settled.growth.low):
-        grown = grew(settled.metrics["mae"].value, settled.growth.low, before, bounds) != "ok"
+        grown = grew(settled.metrics["mae"].value, settled.growth.low, before, bounds) != "ok" or grew_relatively(settled, bounds)
     enough = moved if facts.rows >= bounds.least_rows else moved[moved["missing"] >= 1.0] if facts.rows >= FEW else moved.iloc[:0]
     checks += column_checks(enough, reference, bounds, grown)
     checks += [together_check(joint)] if joint is not None and facts.rows >= bounds.least_rows else []

@@ -122,7 +122,7 @@ def column_checks(moved: pd.DataFrame, reference: Reference, bounds: Bounds, gro
     moved : from `labline.operations.monitor.drift`.
     reference : of the release.
     bounds : see `Bounds`.
-    grown : whether the error of this very window has grown; None while it is not known.
+    grown : whether the error of this very window has grown, in the target's unit or in relation to the actual values; None while it is not known.
     """
     words = Words.of(reference.contract)
     for line in cast(list[dict[str, Any]], moved.to_dict("records")):

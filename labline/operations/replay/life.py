@@ -144,7 +144,7 @@ def live(place: Place, contract: Contract, traffic: Traffic, calendar: Calendar,
     endings: dict[str, tuple[float, str]] = {}
     for begin, end, looking in calendar.steps():
         place.set_clock(begin)
-        traffic.tell(begin)
+        traffic.tell(begin, ahead=end)
         settled()
         if looking:
             place.run("labline", "monitor")

@@ -78,7 +78,7 @@ class Past:
 
 # %% ../../../nbs/848_operations.replay.running.ipynb #e72b45ae
 STAGE = "prod"
-SETTINGS = {"LABLINE_SERVING_REFRESH_SECONDS": "1", "LABLINE_SERVING_LOG_LEVEL": "warning"}
+SETTINGS = {"LABLINE_SERVING_REFRESH_SECONDS": "0.5", "LABLINE_SERVING_LOG_LEVEL": "warning"}
 
 
 def _first_release(source: str | Path, root: Path, past: Past, say: Callable[[str], None]) -> Place:

@@ -99,7 +99,7 @@ class Traffic:
         self.contract, self.planned, self.client, self.counts = contract, planned, client, Counts()
         main = contract.tables[contract.main]
         self.asked = [contract.id, *main.names("feature", "time")]
-        self.told_until, self.tables = 0.0, tables
+        self.told, self.tables = dict.fromkeys(planned, 0.0), tables
 
     def ask(self, since: float, until: float, busy: Callable[[], bool] = lambda: False, tick: Callable[[float], None] = lambda moment: None) -> None:
         """Ask for the rows of a span.
@@ -141,16 +141,19 @@ class Traffic:
         self.counts.sent += len(rows)
         self.counts.answered += sum(not isinstance(answer, Refusal) for answer in answers)
 
-    def tell(self, until: float) -> None:
+    def tell(self, until: float, ahead: float = 0.0) -> None:
         """Tell what has become known by a moment, and was not told yet: actual values, and rows of the raw tables.
 
         Parameters
         ----------
         until : seconds since 1970.
+        ahead : until when rows of the tables without actual values are sent ahead, as if they came hour by hour: who asks sees only what is before them.
         """
         contract, target = self.contract, self.contract.target
         for name, rows in sorted(self.planned.items(), key=lambda item: item[0] == contract.main):
-            due = rows[(rows["known_"] >= self.told_until) & (rows["known_"] < until)]
+            reach = until if name == contract.main else max(until, ahead)
+            due = rows[(rows["known_"] >= self.told[name]) & (rows["known_"] < reach)]
+            self.told[name] = reach
             if not len(due):
                 continue
             if name == contract.main:
@@ -163,7 +166,6 @@ class Traffic:
             self.counts.rows += taken.new + taken.replaced + taken.repeated
             for error in taken.errors[:3]:
                 self.counts.object(f"{name}: {error}")
-        self.told_until = until
 
 
 SOON, LONG = 0.2, 3600.0  # seconds: until the first row, and until the last one would be asked for
