@@ -21,6 +21,7 @@ import ibis
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr, stdtrit
 
 from ..errors import ModelError
 
@@ -294,9 +295,18 @@ def intervals(summary: ErrorSummary, weights: NDArray[np.float64], values: dict[
     return {name: percentile_interval(values[name], replicates) for name, replicates in summary.metrics(weights).items()}
 
 
-def percentile_interval(value: float, replicates: NDArray[np.float64]) -> Interval:
-    """The 95 % percentile interval of a figure from its values in all resamples; it always holds the figure itself."""
-    low, high = np.nanquantile(replicates, BOUNDS)
+def percentile_interval(value: float, replicates: NDArray[np.float64], clusters: int = 0) -> Interval:
+    """The 95 % percentile interval of a figure from its values in all resamples; it always holds the figure itself.
+
+    Parameters
+    ----------
+    value : the figure.
+    replicates : float64 [resamples]; NaN for a resample without it.
+    clusters : how many were drawn from, where they are few: the interval is expanded as far as Student's t is wider than the normal distribution, and for
+        the spread that a mean takes away (the expanded percentile interval of Hesterberg 2015, doi 10.1080/00031305.2015.1089789); 0 for not.
+    """
+    tail = float(ndtr(math.sqrt(clusters / (clusters - 1)) * stdtrit(clusters - 1, BOUNDS[0]))) if clusters > 1 else BOUNDS[0]
+    low, high = np.nanquantile(replicates, (tail, 1 - tail))
     return Interval(float(value), float(min(low, value)), float(max(high, value)))
 
 # %% ../../nbs/200_models.metrics.ipynb #67f08712

@@ -165,11 +165,11 @@ def judge_sums(sums: pd.DataFrame, window: Window, rows: int, before: Released, 
         return Outcome(window, rows, labelled, {name: _bare(value) for name, value in values.items()}, _bare(values["mae"] - before.error), share)
     resampled = resampling_weights(len(table), len(before.replicates), seed) @ table
     drawn = from_sums(resampled, within)
-    metrics = {name: percentile_interval(values[name], drawn[name]) for name in values}
-    growth = percentile_interval(values["mae"] - before.error, drawn["mae"] - before.replicates)
+    metrics = {name: percentile_interval(values[name], drawn[name], len(table)) for name in values}
+    growth = percentile_interval(values["mae"] - before.error, drawn["mae"] - before.replicates, len(table))
     if not (share >= 0 and before.share > 0):
         return Outcome(window, rows, labelled, metrics, growth, share)
-    relative = percentile_interval(share / before.share - 1, share_of_actuals(resampled) / before.shares - 1)
+    relative = percentile_interval(share / before.share - 1, share_of_actuals(resampled) / before.shares - 1, len(table))
     return Outcome(window, rows, labelled, metrics, growth, share, relative)
 
 
