@@ -81,7 +81,7 @@ def staged(folder: Path) -> list[str]:
         scenario = Scenario(legs=45_000, start=date(2025, 1, 1), months=9, seed=2025, changes=changes)
         if not place.with_name(f"{place.name}.data").is_dir():
             write_raw(scenario, place.with_name(f"{place.name}.data"))
-        past = Past(place.with_name(f"{place.name}.data"), Contract.load(ROOT / "contract.yaml"), "2025-08", "2025-10", step_days=3.5, look_days=7.0,
+        past = Past(place.with_name(f"{place.name}.data"), Contract.load(ROOT / "contract.yaml"), "2025-08", "2025-10", step_days=1.75, look_days=3.5,
                     retrain=False, parameters=LIGHT)  # fmt: skip
         story = replay(ROOT, place, past, compare=False, say=lambda line: None)
         lines.append(tell_change(name, story))
