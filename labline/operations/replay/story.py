@@ -60,7 +60,7 @@ class Story:
 
 # %% ../../../nbs/846_operations.replay.story.ipynb #b35f7aa5
 LINES = {
-    "left alone": ("first release, left alone", "0.65", ":"),
+    "left alone": ("first release, left alone", "#b0413e", ":"),
     "frozen": ("first release, its tables kept fresh", "#b0413e", "-"),
     "monthly": ("learned anew every month, on everything", "0.35", "--"),
     "looped": ("what the loop answered", "#1b6ca8", "-"),
@@ -79,7 +79,7 @@ def draw(story: Story) -> Figure:
     middle = pd.to_datetime(story.errors.index + "-15")
     for name, (label, color, style) in LINES.items():
         if name in story.errors:
-            wide = 2.6 if name == "looped" else 1.6
+            wide = {"looped": 2.6, "left alone": 2.0}.get(name, 1.6)
             axes.plot(middle, story.errors[name], style, color=color, linewidth=wide, label=label, marker="o" if name == "looped" else None, markersize=4)
     shown = story.errors.drop(columns="rows")
     low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
