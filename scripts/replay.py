@@ -7,6 +7,7 @@ records are, with retraining, and the picture of the README. Everything lies in 
 import argparse
 import os
 import shutil
+from collections import Counter
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,12 @@ def tell_change(name: str, story: Story) -> str:
     noticed = [look for look in story.lived.looks if look.at > began and (look.alarms or look.warnings)]
     early = sum(bool(look.alarms) for look in story.lived.looks if look.at <= began)
     ignored = sorted({cause for look in story.lived.looks if look.at > began for cause in look.ignored})
-    if noticed:
-        first = noticed[0]
-        what = f"{first.status} after {(first.at - began) / 86_400:.0f} days", ", ".join(f"`{cause}`" for cause in first.alarms or first.warnings)
-    else:
-        what = "no", f"ignored: {', '.join(ignored)}" if ignored else "nothing moved"
-    return f"| {name} | {before:.2f} → {after:.2f} | {what[0]}{f'; {early} false alarms before' if early else ''} | {what[1]} |"
+    firsts = [next((look for look in noticed if getattr(look, kind)), None) for kind in ("warnings", "alarms")]
+    after_days = [f"{word} after {(look.at - began) / 86_400:.0f} days" for word, look in zip(("a warning", "an alarm"), firsts, strict=True) if look]
+    named = Counter(cause for look in noticed for cause in (*look.alarms, *look.warnings))
+    on = ", ".join(f"`{cause}`" for cause, _ in named.most_common(3)) or (f"ignored: {', '.join(ignored)}" if ignored else "nothing moved")
+    what = ", ".join(after_days) or "no"
+    return f"| {name} | {before:.2f} → {after:.2f} | {what}{f'; {early} false alarms before' if early else ''} | {on} |"
 
 
 def main() -> None:
