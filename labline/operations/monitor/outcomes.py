@@ -169,7 +169,8 @@ def judge_sums(sums: pd.DataFrame, window: Window, rows: int, before: Released, 
     growth = percentile_interval(values["mae"] - before.error, drawn["mae"] - before.replicates, len(table))
     if not (share >= 0 and before.share > 0):
         return Outcome(window, rows, labelled, metrics, growth, share)
-    relative = percentile_interval(share / before.share - 1, share_of_actuals(resampled) / before.shares - 1, len(table))
+    shares = np.where(before.shares > 0, before.shares, before.share)  # a resample of days without any error says nothing
+    relative = percentile_interval(share / before.share - 1, share_of_actuals(resampled) / shares - 1, len(table))
     return Outcome(window, rows, labelled, metrics, growth, share, relative)
 
 
